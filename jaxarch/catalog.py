@@ -1,0 +1,139 @@
+"""The folder is the registry: an architecture's name is the name of its files."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxarch.errors import UsageError, unknown
+from jaxarch.spec import FAMILIES, Page, read_page
+
+
+@functools.cache
+def _folder() -> Path:
+    """The pages: package data in an installed wheel, the repository's configs/ in a checkout."""
+    here = Path(__file__).parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+@functools.cache
+def list_models(family: str | None = None) -> tuple[str, ...]:
+    """The names of the architectures, sorted; of one family if given.
+
+    Raises:
+        UsageError: the family is unknown.
+    """
+    if family is not None and family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
+    names = sorted(p.stem for p in _folder().glob("*.toml"))
+    return tuple(n for n in names if family is None or page(n).family == family)
+
+
+@functools.cache
+def page(name: str) -> Page:
+    """The page of an architecture.
+
+    Raises:
+        UsageError: there is none of that name (near matches are given), or the page is malformed.
+    """
+    if name not in (names := sorted(p.stem for p in _folder().glob("*.toml"))):
+        raise unknown("model", name, names)
+    return read_page(_folder() / f"{name}.toml")
+
+
+def model_class(name: str, package: str = "jaxarch") -> type:
+    """The class of an architecture in `jaxarch` or `torchref`."""
+    return getattr(importlib.import_module(f"{package}.models.{name}"), page(name).cls)
+
+
+def arguments(name: str, variant: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every constructor argument of a variant by name: defaults, then the page, then overrides.
+
+    Where the constructor takes a config dataclass, its fields are the arguments.
+
+    Raises:
+        UsageError: unknown variant, or an argument the constructor does not have.
+    """
+    entry = page(name)
+    if variant not in entry.variants:
+        raise unknown(f"variant of {name}", variant, entry.variants)
+    known = _parameters(model_class(name))
+    given = {**entry.variants[variant], **(overrides or {})}
+    for key in given:
+        if key not in known:
+            raise unknown(f"argument of {entry.cls}", key, known)
+    missing = [k for k, default in known.items() if default is inspect.Parameter.empty and k not in given]
+    if missing:
+        raise UsageError(f"{entry.cls} needs {', '.join(missing)}: set it in configs/{name}.toml or by keyword")
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return {k: given.get(k, default) for k, default in known.items()}
+
+
+def create_model(name: str, variant: str | None = None, *, package: str = "jaxarch", rngs=None, **overrides):
+    """Build a model of the catalog.
+
+    Args:
+        name: snake-case name of the architecture, as `list_models()` gives it.
+        variant: a variant of its page; the page's training variant, or else its first, if not given.
+        package: "jaxarch" for Flax NNX, "torchref" for PyTorch.
+        rngs: `nnx.Rngs` or an int seed (default 0); jaxarch only.
+        overrides: constructor arguments that take precedence over the page.
+
+    Raises:
+        UsageError: unknown name, variant or argument.
+    """
+    entry = page(name)
+    if variant is None:
+        variant = entry.train.variant if entry.train else next(iter(entry.variants))
+    values = arguments(name, variant, overrides)
+    cls = model_class(name, package)
+    config = _config_class(cls)
+    args = {"config": config(**values)} if config else values
+    if package != "jaxarch":
+        return cls(**args)
+    from flax import nnx
+
+    return cls(**args, rngs=rngs if isinstance(rngs, nnx.Rngs) else nnx.Rngs(rngs or 0))
+
+
+def _config_class(cls: type) -> type | None:
+    """The frozen dataclass a constructor takes as `config`, if it takes one."""
+    annotation = inspect.get_annotations(cls.__init__, eval_str=True).get("config")
+    return annotation if dataclasses.is_dataclass(annotation) else None  # type: ignore[return-value]
+
+
+def _parameters(cls: type) -> dict[str, Any]:
+    """Argument name -> default, of the constructor or of its config dataclass."""
+    signature = inspect.signature(_config_class(cls) or cls.__init__)
+    return {k: p.default for k, p in signature.parameters.items() if k not in ("self", "rngs")}
+
+
+class ModelFactory:
+    """The guides' name for `create_model`."""
+
+    @staticmethod
+    def create_model(name: str, config: Mapping[str, Any] | None = None, **overrides):
+        """Build `name`; `config` holds constructor arguments, as an entry of MODEL_CONFIGS does."""
+        return create_model(name, **{**(config or {}), **overrides})
+
+
+class _ModelConfigs(Mapping):
+    """Name -> the constructor arguments of the page's default variant; read from the pages when asked."""
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        entry = page(name)
+        variant = entry.train.variant if entry.train else next(iter(entry.variants))
+        return dict(entry.variants[variant])
+
+    def __iter__(self) -> typing.Iterator[str]:
+        return iter(list_models())
+
+    def __len__(self) -> int:
+        return len(list_models())
+
+
+MODEL_CONFIGS: Mapping[str, dict[str, Any]] = _ModelConfigs()

@@ -1,0 +1,6 @@
+"""Weights and optimizer state between torch and jaxarch: strict, both ways, without name tables."""
+
+from jaxarch.convert.layout import Row, layout
+from jaxarch.convert.state_dict import load_state_dict, to_state_dict
+
+__all__ = ["Row", "layout", "load_state_dict", "to_state_dict"]

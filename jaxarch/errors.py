@@ -1,0 +1,54 @@
+"""Errors a user can cause. Each is one line that names the culprit and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class JaxarchError(Exception):
+    """Something went wrong that the user can mend; the command line prints it and exits with `status`."""
+
+    status = 1
+
+
+class UsageError(JaxarchError, ValueError):
+    """The call itself is wrong: an unknown name, a value out of range."""
+
+    status = 2
+
+
+class ConversionError(JaxarchError, ValueError):
+    """Two sets of weights do not correspond."""
+
+
+class CheckpointError(JaxarchError):
+    """A checkpoint is missing, damaged or could not be written."""
+
+
+class DataError(JaxarchError, ValueError):
+    """Input data is missing or does not fit the model."""
+
+
+class DivergenceError(JaxarchError):
+    """Training produced a NaN or an infinity."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """The names in `known` that a typo in `name` most likely meant, best first."""
+    return difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
+
+
+def unknown(what: str, name: object, known: Iterable[object]) -> UsageError:
+    """An error for a name that is not among the `known` ones; suggests the nearest."""
+    names = [str(k) for k in known]
+    near = nearest(str(name), names)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return UsageError(f"unknown {what} {str(name)!r}: {hint}known: {', '.join(names) or 'none'}")
+
+
+def require_torch(purpose: str):
+    """Import and return torch, or raise a UsageError that says how to get it."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UsageError(f"{purpose} needs torch: pip install 'jaxarch[torch]'") from None
+    return torch

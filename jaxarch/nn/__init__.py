@@ -1,0 +1,13 @@
+"""Layers that speak torch: its names, defaults, initialisers and statistics.
+
+The only room that knows how the frameworks differ. Images are (B, H, W, C) and signals (B, T, C) here,
+(B, C, H, W) and (B, C, T) in torch.
+"""
+
+from jaxarch.nn.activation import ACTIVATIONS, Activation, activation
+from jaxarch.nn.containers import ModuleList, Sequential
+from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
+from jaxarch.nn.init import INITIALIZERS, initialized, initializer
+from jaxarch.nn.linear import Embedding, Linear, check_ids
+from jaxarch.nn.module import Buffer, Module
+from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d

@@ -1,0 +1,17 @@
+"""Containers with torch's names: a Sequential's children are 0, 1, 2, ..."""
+
+from flax import nnx
+
+ModuleList = nnx.List
+
+
+class Sequential(nnx.List):
+    """Calls its layers one after another; `Sequential(a, b)` names them `0` and `1`."""
+
+    def __init__(self, *layers):
+        super().__init__(layers)
+
+    def __call__(self, x):
+        for layer in self:
+            x = layer(x)
+        return x

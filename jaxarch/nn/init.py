@@ -1,0 +1,102 @@
+"""Initialisers: torch's defaults and the catalog's names, with the same distributions as torch.nn.init.
+
+All take a *torch-layout* fan: weights are drawn in torch's shape and permuted by the layer, so that
+fan-in and fan-out never depend on how JAX stores the array.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxarch.errors import unknown
+
+Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+
+def float_dtype():
+    """float64 under x64, else float32."""
+    return jnp.result_type(float)
+
+
+def fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(fan_in, fan_out) of a torch-layout weight (out, in, *kernel), as torch.nn.init computes them."""
+    receptive = math.prod(shape[2:])
+    return shape[1] * receptive, shape[0] * receptive
+
+
+def uniform(bound: float) -> Initializer:
+    """U(-bound, bound)."""
+    return lambda key, shape: jax.random.uniform(key, shape, float_dtype(), -bound, bound)
+
+
+def normal(std: float = 0.02) -> Initializer:
+    """N(0, std^2)."""
+    return lambda key, shape: std * jax.random.normal(key, shape, float_dtype())
+
+
+def torch_default(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """torch's Linear and Conv weights: kaiming_uniform with a = sqrt(5), that is U(+-1/sqrt(fan_in))."""
+    return uniform(1 / math.sqrt(fans(shape)[0]))(key, shape)
+
+
+def xavier(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """torch.nn.init.xavier_uniform_ (Glorot and Bengio 2010)."""
+    return uniform(math.sqrt(6 / sum(fans(shape))))(key, shape)
+
+
+def he(mode: str = "fan_in") -> Initializer:
+    """torch.nn.init.kaiming_normal_ for ReLU (He et al. 2015); mode is "fan_in" or "fan_out"."""
+    if mode not in ("fan_in", "fan_out"):
+        raise unknown("fan mode", mode, ("fan_in", "fan_out"))
+
+    def init(key, shape):
+        return normal(math.sqrt(2 / fans(shape)[mode == "fan_out"]))(key, shape)
+
+    return init
+
+
+def orthogonal(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """torch.nn.init.orthogonal_ (Saxe et al. 2013) on the weight seen as (out, in * kernel)."""
+    flat = (shape[0], math.prod(shape[1:]))
+    return jax.nn.initializers.orthogonal()(key, flat, float_dtype()).reshape(shape)
+
+
+INITIALIZERS: dict[str, Initializer] = {
+    "xavier": xavier,
+    "he": he(),
+    "kaiming": he(),
+    "he_fan_out": he("fan_out"),
+    "kaiming_fan_out": he("fan_out"),
+    "normal": normal(0.02),
+    "orthogonal": orthogonal,
+}
+
+
+def initializer(name: str) -> Initializer:
+    """The initialiser of the catalog's name.
+
+    Raises:
+        UsageError: unknown name; the known ones are listed.
+    """
+    if name not in INITIALIZERS:
+        raise unknown("initialiser", name, INITIALIZERS)
+    return INITIALIZERS[name]
+
+
+def initialized(layer, name: str, *, rngs: nnx.Rngs):
+    """The layer with its weight drawn by the named initialiser and its bias, if any, at zero."""
+    perm = layer.LAYOUT.get("weight")
+    shape = layer.weight.shape if perm is None else tuple(layer.weight.shape[i] for i in _inverse(perm))
+    weight = initializer(name)(rngs.params(), shape)
+    layer.weight[...] = weight if perm is None else weight.transpose(perm)
+    if layer.bias is not None:
+        layer.bias[...] = jnp.zeros_like(layer.bias[...])
+    return layer
+
+
+def _inverse(perm: tuple[int, ...]) -> list[int]:
+    return [perm.index(i) for i in range(len(perm))]

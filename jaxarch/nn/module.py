@@ -1,0 +1,27 @@
+"""What every layer here shares: how weights are declared, and state that is no parameter."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+
+Perm = tuple[int, ...] | None
+
+
+class Module(nnx.Module):
+    """A layer that owns parameters under torch's names.
+
+    `LAYOUT` says, for each own leaf that JAX stores in another order than torch, the permutation that
+    turns torch's array into ours: `ours = torch.transpose(permutation)`. Leaves not named are stored alike.
+    """
+
+    LAYOUT: ClassVar[dict[str, Perm]] = {}
+
+
+class Buffer(nnx.Variable):
+    """State that is saved with the model and not trained: torch's register_buffer."""
+
+
+def from_torch_layout(value, perm: Perm):
+    """An array of torch's layout in ours."""
+    return value if perm is None else jnp.transpose(value, perm)

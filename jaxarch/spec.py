@@ -1,0 +1,145 @@
+"""What a page under configs/ must satisfy. Standard library only."""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxarch.errors import UsageError, unknown
+
+FAMILIES = ("transformer", "sequence", "vision", "generative", "graph")
+
+# kind -> (is floating, moves torch's channel axis 1 to the end in JAX)
+KINDS: Mapping[str, tuple[bool, bool]] = {
+    "features": (True, False),  # (B, F) or (B, T, F)
+    "image": (True, True),  # torch (B, C, H, W), JAX (B, H, W, C)
+    "signal": (True, True),  # torch (B, C, T), JAX (B, T, C)
+    "noise": (True, False),
+    "time": (True, False),
+    "tokens": (False, False),  # ids in [0, high)
+    "labels": (False, False),  # ids in [0, high), some of them -100
+    "lengths": (False, False),  # in [1, high], unsorted, both ends taken
+    "mask": (False, False),  # bool, a prefix of True per row
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One argument of a model's call, as the harness draws it.
+
+    `shape` is torch's; a string in `shape` or `high` names a constructor argument of the variant.
+    """
+
+    kind: str
+    shape: tuple[int | str, ...]
+    high: int | str = 0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise unknown("input kind", self.kind, KINDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a page trains its model. Every field can be set by `--set train.FIELD=VALUE`.
+
+    `None` takes the value from the model's own config object if it has a field of that name
+    (`ModelConfig.learning_rate`, ...), and otherwise the default that `train.optim` documents.
+    """
+
+    task: str
+    data: str
+    variant: str
+    steps: int = 1000
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: str = "cosine"
+    warmup_steps: int | None = None
+    max_grad_norm: float | None = None
+    mixed_precision: bool | None = None
+    label_smoothing: float | None = None
+    accumulate: int = 1
+    eval_every: int = 100
+    save_every: int = 0
+    patience: int = 0
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One architecture: what its page says, checked."""
+
+    name: str
+    cls: str
+    family: str
+    paper: str
+    names: str
+    variants: Mapping[str, Mapping[str, Any]]
+    inputs: Mapping[str, Input]
+    outputs: str = "features"
+    train: Recipe | None = None
+    sharding: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The variants that the parity harness runs: the ones whose names begin with `tiny`."""
+        return tuple(v for v in self.variants if v.startswith("tiny"))
+
+
+def build(cls, data: Mapping[str, Any], where: str):
+    """Make a dataclass from a table of a page; unknown and missing keys are errors that say where."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise unknown(f"key in {where}", key, fields)
+    required = [
+        n
+        for n, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing := [n for n in required if n not in data]:
+        raise UsageError(f"{where} lacks {', '.join(missing)}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def read_page(path: Path) -> Page:
+    """Read and check one page.
+
+    A variant may say `extends = "other"` and then lists only what differs.
+
+    Raises:
+        UsageError: the file is not TOML, or a key is unknown, missing or of the wrong kind.
+    """
+    name, where = path.stem, f"configs/{path.name}"
+    try:
+        data = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"{where} is not TOML: {e}") from None
+    data = {("cls" if k == "class" else k): v for k, v in data.items()}
+    if data.get("family") not in FAMILIES:
+        raise unknown(f"family in {where}", data.get("family"), FAMILIES)
+    data["variants"] = {v: _extended(v, data.get("variants", {}), where) for v in data.get("variants", {})}
+    data["inputs"] = {k: build(Input, v, f"{where} [inputs.{k}]") for k, v in data.get("inputs", {}).items()}
+    if "train" in data:
+        data["train"] = build(Recipe, data["train"], f"{where} [train]")
+        if data["train"].variant not in data["variants"]:
+            raise unknown(f"variant in {where} [train]", data["train"].variant, data["variants"])
+    if data.get("outputs", "features") not in KINDS:
+        raise unknown(f"outputs in {where}", data["outputs"], KINDS)
+    data["sharding"] = {k: tuple(a or None for a in v) for k, v in data.get("sharding", {}).items()}
+    return build(Page, {"name": name, **data}, where)
+
+
+def _extended(variant: str, variants: Mapping[str, Any], where: str, seen: tuple[str, ...] = ()) -> dict:
+    if variant in seen:
+        raise UsageError(f"{where}: variants extend each other in a circle: {' -> '.join((*seen, variant))}")
+    if variant not in variants:
+        raise unknown(f"variant in {where}", variant, variants)
+    own = dict(variants[variant])
+    base = own.pop("extends", None)
+    return own if base is None else {**_extended(base, variants, where, (*seen, variant)), **own}

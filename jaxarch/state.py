@@ -1,0 +1,60 @@
+"""A model's state as flat dictionaries from path to array.
+
+The path is the attribute path joined by dots, which is torch's state_dict key. Optimizers, checkpoints,
+sharding rules and the parity harness all work on these dictionaries.
+"""
+
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+Flat = dict[str, jax.Array]
+
+
+class Split(NamedTuple):
+    """A model taken apart: its structure, its trainable parameters, and everything else it carries
+    (running statistics, buffers, random streams)."""
+
+    graph: nnx.GraphDef
+    params: Flat
+    rest: Flat
+
+
+def join(path: tuple) -> str:
+    """An nnx path as a dotted string."""
+    return ".".join(map(str, path))
+
+
+def part(path: str) -> tuple:
+    """A dotted string as an nnx path; digits are indices of lists."""
+    return tuple(int(p) if p.isdigit() else p for p in path.split("."))
+
+
+def flat(state) -> Flat:
+    """An nnx State as a flat dictionary of arrays."""
+    return {join(path): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def split(model: nnx.Module) -> Split:
+    """Take a model apart. `merge` is the inverse."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    return Split(graph, flat(params), flat(rest))
+
+
+def merge(graph: nnx.GraphDef, *states: Flat) -> nnx.Module:
+    """Put a model together from its structure and flat dictionaries that cover it."""
+    pairs = [(part(path), value) for state in states for path, value in state.items()]
+    return nnx.merge(graph, nnx.from_flat_state(pairs))
+
+
+def update(model: nnx.Module, values: Flat) -> None:
+    """Set the given leaves of a model in place."""
+    variables = {join(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    pairs = [(part(path), variables[path].replace(value)) for path, value in values.items()]
+    nnx.update(model, nnx.from_flat_state(pairs))
+
+
+def rest_of(model: nnx.Module) -> Flat:
+    """The non-parameter state of a model after a call changed it."""
+    return split(model).rest

@@ -1,0 +1,1 @@
+"""The reference: the catalog's architectures in PyTorch, file for file the same as `jaxarch`."""

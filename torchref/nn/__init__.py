@@ -1,0 +1,16 @@
+"""torch.nn's layers, and those of the catalog that torch lacks, under the names `jaxarch.nn` uses."""
+
+from torch.nn import (
+    BatchNorm1d,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Embedding,
+    Linear,
+    Module,
+    ModuleList,
+    Sequential,
+)
+
+from torchref.nn.activation import ACTIVATIONS, Activation, activation
+from torchref.nn.init import INITIALIZERS, initialized, initializer

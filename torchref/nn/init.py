@@ -1,0 +1,32 @@
+"""Initialisers by name; each fills a weight in place."""
+
+import functools
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import Module, init
+
+INITIALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "xavier": init.xavier_uniform_,
+    "he": functools.partial(init.kaiming_normal_, nonlinearity="relu"),
+    "kaiming": functools.partial(init.kaiming_normal_, nonlinearity="relu"),
+    "he_fan_out": functools.partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    "kaiming_fan_out": functools.partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    "normal": functools.partial(init.normal_, std=0.02),
+    "orthogonal": init.orthogonal_,
+}
+
+
+def initializer(name: str) -> Callable[[Tensor], Tensor]:
+    """The initialiser of a name. An unknown name is a ValueError."""
+    if name not in INITIALIZERS:
+        raise ValueError(f"unknown initialiser {name!r}: known: {', '.join(INITIALIZERS)}")
+    return INITIALIZERS[name]
+
+
+def initialized(layer: Module, name: str) -> Module:
+    """The layer with its weight drawn by the named initialiser and its bias, if any, at zero."""
+    initializer(name)(layer.weight)
+    if layer.bias is not None:
+        init.zeros_(layer.bias)
+    return layer
