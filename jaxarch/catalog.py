@@ -50,6 +50,12 @@ def model_class(name: str, package: str = "jaxarch") -> type:
     return getattr(importlib.import_module(f"{package}.models.{name}"), page(name).cls)
 
 
+def default_variant(name: str) -> str:
+    """The variant that a page trains, or its first."""
+    entry = page(name)
+    return entry.train.variant if entry.train else next(iter(entry.variants))
+
+
 def arguments(name: str, variant: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Every constructor argument of a variant by name: defaults, then the page, then overrides.
 
@@ -68,7 +74,7 @@ def arguments(name: str, variant: str, overrides: Mapping[str, Any] | None = Non
             raise unknown(f"argument of {entry.cls}", key, known)
     missing = [k for k, default in known.items() if default is inspect.Parameter.empty and k not in given]
     if missing:
-        raise UsageError(f"{entry.cls} needs {', '.join(missing)}: set it in configs/{name}.toml or by keyword")
+        raise UsageError(f"{entry.cls} needs {', '.join(missing)}: set it on its page or by keyword")
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return {k: given.get(k, default) for k, default in known.items()}
 
@@ -86,9 +92,7 @@ def create_model(name: str, variant: str | None = None, *, package: str = "jaxar
     Raises:
         UsageError: unknown name, variant or argument.
     """
-    entry = page(name)
-    if variant is None:
-        variant = entry.train.variant if entry.train else next(iter(entry.variants))
+    variant = variant or default_variant(name)
     values = arguments(name, variant, overrides)
     cls = model_class(name, package)
     config = _config_class(cls)
@@ -125,9 +129,7 @@ class _ModelConfigs(Mapping):
     """Name -> the constructor arguments of the page's default variant; read from the pages when asked."""
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        entry = page(name)
-        variant = entry.train.variant if entry.train else next(iter(entry.variants))
-        return dict(entry.variants[variant])
+        return dict(page(name).variants[default_variant(name)])
 
     def __iter__(self) -> typing.Iterator[str]:
         return iter(list_models())

@@ -33,7 +33,7 @@ def part(path: str) -> tuple:
 
 def flat(state) -> Flat:
     """An nnx State as a flat dictionary of arrays."""
-    return {join(path): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    return {join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 def split(model: nnx.Module) -> Split:

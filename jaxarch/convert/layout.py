@@ -8,8 +8,8 @@ from flax import nnx
 from jaxarch.nn.module import Module, Perm
 from jaxarch.state import join
 
-# Flax's own layers, for users' models. Leaf -> (torch's leaf name, permutation or kernel rule).
-_FLAX_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
+# What Flax's own layers, in users' models, call torch's leaves.
+_FLAX_NAMES = {"scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 class Row(NamedTuple):

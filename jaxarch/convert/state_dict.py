@@ -24,7 +24,8 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
         ConversionError: keys are missing or unexpected (the nearest names are given), or a shape or kind
             of dtype differs.
     """
-    state.update(model, from_torch(layout(model), state_dict, state.flat(nnx.state(model))))
+    values = from_torch(layout(model), state_dict, state.flat(nnx.state(model)))
+    state.update(model, {path: jnp.asarray(value) for path, value in values.items()})
 
 
 def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -37,8 +38,13 @@ def to_torch(rows: Iterable[Row], flat: Mapping[str, Any]) -> dict[str, np.ndarr
     return {r.torch: _widen(to_theirs(np.asarray(flat[r.path]), r.perm)) for r in rows if r.path in flat}
 
 
-def from_torch(rows: Iterable[Row], tensors: Mapping[str, Any], like: Mapping[str, Any]) -> state.Flat:
-    """Torch's tensors as path -> array in our layout, checked strictly against the leaves of `like`."""
+def from_torch(
+    rows: Iterable[Row], tensors: Mapping[str, Any], like: Mapping[str, Any], *, keep_dtype: bool = False
+) -> dict[str, np.ndarray]:
+    """Torch's tensors as path -> array in our layout, checked strictly against the leaves of `like`.
+
+    Floats are cast to the dtypes of `like`; with `keep_dtype` they stay bit for bit what they were.
+    """
     rows = [r for r in rows if r.path in like]
     check_names([r.torch for r in rows], tensors)
     wrong, values = [], {}
@@ -50,7 +56,7 @@ def from_torch(rows: Iterable[Row], tensors: Mapping[str, Any], like: Mapping[st
         elif _kind(value.dtype) != _kind(target.dtype):
             wrong.append(f"{row.torch} is {value.dtype}, the model needs {target.dtype}")
         else:
-            values[row.path] = _cast(row.torch, value, target.dtype)
+            values[row.path] = value if keep_dtype else _cast(row.torch, value, target.dtype)
     if wrong:
         raise ConversionError("; ".join(wrong))
     return values
@@ -71,7 +77,7 @@ def check_names(needed: Iterable[str], given: Iterable[str]) -> None:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """A torch tensor or an array as numpy; bfloat16 goes through its bits, which torch's own `.numpy()` refuses."""
+    """A torch tensor or an array as numpy; bfloat16, which `.numpy()` refuses, goes through its bits."""
     if type(value).__module__.split(".")[0] == "torch":
         import torch
 
@@ -104,9 +110,9 @@ def _kind(dtype) -> str:
     return str(dtype)
 
 
-def _cast(key: str, value: np.ndarray, dtype):
-    cast = jnp.asarray(value.astype(dtype))
-    if _kind(dtype) == "integer" and not np.array_equal(np.asarray(cast), value):
+def _cast(key: str, value: np.ndarray, dtype) -> np.ndarray:
+    cast = value.astype(dtype)
+    if _kind(dtype) == "integer" and not np.array_equal(cast, value):
         raise ConversionError(f"{key} holds integers that do not fit {dtype}")
     return cast
 
