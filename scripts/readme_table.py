@@ -1,0 +1,36 @@
+"""Write the README's table of architectures from the pages; `--check` only says whether it is current."""
+
+import sys
+from pathlib import Path
+
+from jaxarch import catalog
+from jaxarch.show import summarize
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- table: begin (scripts/readme_table.py) -->\n", "<!-- table: end -->"
+
+
+def table() -> str:
+    """A Markdown row for each architecture: its largest variant's parameters and what it follows."""
+    lines = ["| name | class | family | variants | parameters | paper |", "|---|---|---|---|---|---|"]
+    for name in catalog.list_models():
+        page = catalog.page(name)
+        largest = max(summarize(name, variant)[0].parameters for variant in page.variants)
+        variants = ", ".join(page.variants)
+        row = (f"`{name}`", f"`{page.cls}`", page.family, variants, f"up to {largest:,}", page.paper)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def updated(text: str) -> str:
+    """The README with a fresh table."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    current = README.read_text()
+    fresh = updated(current)
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if fresh == current else "README.md: the table is stale; run scripts/readme_table.py")
+    README.write_text(fresh)
