@@ -55,5 +55,5 @@ def to_ours(value: np.ndarray, perm: Perm) -> np.ndarray:
 
 
 def to_theirs(value: np.ndarray, perm: Perm) -> np.ndarray:
-    """An array of our layout in torch's."""
-    return value if perm is None else np.ascontiguousarray(value.transpose(np.argsort(perm)))
+    """A copy, contiguous and writable as torch wants its memory, of an array of ours in torch's layout."""
+    return np.array(value if perm is None else value.transpose(np.argsort(perm)), order="C")
