@@ -99,3 +99,33 @@ def test_a_refused_write_leaves_the_old_file(tmp_path, reference, monkeypatch):
         write_tensors(path, {"a": np.zeros(3)})
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_flax_own_layers_convert():
+    from flax import nnx
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(7, 4)
+            self.conv = torch.nn.Conv2d(3, 8, (3, 2), groups=1)
+            self.up = torch.nn.ConvTranspose2d(3, 5, 2)
+            self.bn = torch.nn.BatchNorm2d(8)
+            self.norm = torch.nn.LayerNorm(4)
+            self.fc = torch.nn.Linear(4, 4)
+
+    class Ours(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(7, 4, rngs=rngs)
+            self.conv = nnx.Conv(3, 8, (3, 2), rngs=rngs)
+            self.up = nnx.ConvTranspose(3, 5, (2, 2), transpose_kernel=True, rngs=rngs)
+            self.bn = nnx.BatchNorm(8, rngs=rngs)
+            self.norm = nnx.LayerNorm(4, rngs=rngs)
+            self.fc = nnx.Linear(4, 4, rngs=rngs)
+
+    theirs, ours = Theirs().float(), Ours(nnx.Rngs(0))
+    load_state_dict(ours, theirs.state_dict())
+    again = {k: torch.from_numpy(v) for k, v in to_state_dict(ours).items()}
+    for key, value in again.items():
+        assert torch.equal(value, theirs.state_dict()[key]), key
+    theirs.load_state_dict(again, strict=True)

@@ -46,7 +46,8 @@ def from_torch(
     Floats are cast to the dtypes of `like`; with `keep_dtype` they stay bit for bit what they were.
     """
     rows = [r for r in rows if r.path in like]
-    check_names([r.torch for r in rows], tensors)
+    names = {r.torch for r in rows}
+    check_names(names, [k for k in tensors if not _counter_flax_lacks(k, names)])
     wrong, values = [], {}
     for row in rows:
         value, target = to_ours(as_numpy(tensors[row.torch]), row.perm), like[row.path]
@@ -96,6 +97,12 @@ def as_tensor(value: np.ndarray):
     if value.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value)
+
+
+def _counter_flax_lacks(key: str, names: set[str]) -> bool:
+    """nnx.BatchNorm keeps no count of batches, and nothing it computes depends on one."""
+    owner, _, leaf = key.rpartition(".")
+    return leaf == "num_batches_tracked" and f"{owner}.running_mean" in names and key not in names
 
 
 def _hinted(key: str, others: Iterable[str]) -> str:
