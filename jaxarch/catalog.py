@@ -106,13 +106,13 @@ def create_model(name: str, variant: str | None = None, *, package: str = "jaxar
 
 def _config_class(cls: type) -> type | None:
     """The frozen dataclass a constructor takes as `config`, if it takes one."""
-    annotation = inspect.get_annotations(cls.__init__, eval_str=True).get("config")
+    annotation = inspect.get_annotations(vars(cls)["__init__"], eval_str=True).get("config")
     return annotation if dataclasses.is_dataclass(annotation) else None  # type: ignore[return-value]
 
 
 def _parameters(cls: type) -> dict[str, Any]:
     """Argument name -> default, of the constructor or of its config dataclass."""
-    signature = inspect.signature(_config_class(cls) or cls.__init__)
+    signature = inspect.signature(_config_class(cls) or vars(cls)["__init__"])
     return {k: p.default for k, p in signature.parameters.items() if k not in ("self", "rngs")}
 
 

@@ -88,6 +88,7 @@ def module_flops(model: nnx.Module, inputs: Mapping[str, Any]) -> dict[str, int]
 
 
 _MARK = "module:"
+CALL = "__call__"
 
 
 class named_calls:
@@ -100,15 +101,15 @@ class named_calls:
 
     def __enter__(self):
         for cls in self.classes:
-            self.own[cls] = vars(cls).get("__call__")
-            cls.__call__ = self._wrapped(cls.__call__)
+            self.own[cls] = vars(cls).get(CALL)
+            setattr(cls, CALL, self._wrapped(getattr(cls, CALL)))
 
     def __exit__(self, *exc):
         for cls, call in self.own.items():
             if call is None:
-                del cls.__call__
+                delattr(cls, CALL)
             else:
-                cls.__call__ = call
+                setattr(cls, CALL, call)
 
     def _wrapped(self, call):
         def wrapped(module, *args, **kwargs):

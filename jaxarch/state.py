@@ -38,7 +38,8 @@ def flat(state) -> Flat:
 
 def split(model: nnx.Module) -> Split:
     """Take a model apart. `merge` is the inverse."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
     return Split(graph, flat(params), flat(rest))
 
 

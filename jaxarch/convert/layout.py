@@ -28,7 +28,7 @@ def layout(model: nnx.Module) -> list[Row]:
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if isinstance(variable, nnx.RngState):
             continue
-        leaf, perm = _leaf(owners.get(path[:-1]), path[-1], len(variable.shape))
+        leaf, perm = _leaf(owners.get(path[:-1]), str(path[-1]), len(variable.shape))
         rows.append(Row(join((*path[:-1], leaf)), join(path), perm, isinstance(variable, nnx.Param)))
     return rows
 

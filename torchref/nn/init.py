@@ -2,9 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor
 from torch.nn import Module, init
+
+Layer = TypeVar("Layer", bound=Module)
 
 INITIALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "xavier": init.xavier_uniform_,
@@ -24,9 +27,8 @@ def initializer(name: str) -> Callable[[Tensor], Tensor]:
     return INITIALIZERS[name]
 
 
-def initialized(layer: Module, name: str) -> Module:
+def initialized(layer: Layer, name: str) -> Layer:
     """The layer with its weight drawn by the named initialiser and its bias, if any, at zero."""
-    initializer(name)(layer.weight)
-    if layer.bias is not None:
-        init.zeros_(layer.bias)
+    for leaf, parameter in layer.named_parameters(recurse=False):
+        init.zeros_(parameter) if leaf == "bias" else initializer(name)(parameter)
     return layer
