@@ -1,11 +1,13 @@
 """The command as a user meets it: what it prints, what it refuses, and with which exit status."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxarch import catalog
@@ -95,14 +97,11 @@ def test_wrong_calls(capsys, tmp_path, monkeypatch, args, says):
 
 
 def test_missing_and_damaged_files(capsys, tmp_path):
-    status, line = failure(
-        capsys, "convert", tmp_path / "a.safetensors", tmp_path / "b.pt", "--model", "mlp", "--variant", "tiny"
-    )
+    call = ("convert", tmp_path / "a.safetensors", tmp_path / "b.pt", "--model", "mlp", "--variant", "tiny")
+    status, line = failure(capsys, *call)
     assert (status, "no such file" in line) == (1, True)
     (tmp_path / "a.safetensors").write_bytes(b"damaged")
-    status, line = failure(
-        capsys, "convert", tmp_path / "a.safetensors", tmp_path / "b.pt", "--model", "mlp", "--variant", "tiny"
-    )
+    status, line = failure(capsys, *call)
     assert (status, "not a readable safetensors file" in line) == (1, True)
     assert not (tmp_path / "b.pt").exists()
 
@@ -114,7 +113,7 @@ def test_convert_every_way_and_back(tmp_path):
     weights = to_state_dict(catalog.create_model("mlp", "tiny", rngs=3))
     write_tensors(tmp_path / "a.safetensors", weights)
     names = ["a.safetensors", "b.pt", "folder", "c.pth", "folder2", "d.safetensors"]
-    for source, target in zip(names, names[1:], strict=False):
+    for source, target in itertools.pairwise(names):
         args = ["convert", str(tmp_path / source), str(tmp_path / target)]
         assert main([*args, "--model", "mlp", "--variant", "tiny"]) == 0
     again = read_tensors(tmp_path / "d.safetensors")
@@ -127,8 +126,7 @@ def test_convert_every_way_and_back(tmp_path):
 def test_convert_refuses_wrong_weights(capsys, tmp_path):
     from jaxarch.convert.files import write_tensors
 
-    catalog_weights = {"network.0.weight": __import__("numpy").zeros((2, 2))}
-    write_tensors(tmp_path / "a.safetensors", catalog_weights)
+    write_tensors(tmp_path / "a.safetensors", {"network.0.weight": np.zeros((2, 2))})
     args = ("convert", tmp_path / "a.safetensors", tmp_path / "out", "--model", "mlp", "--variant", "tiny")
     status, line = failure(capsys, *args)
     assert status == 1
@@ -177,12 +175,12 @@ def test_wheel_holds_the_pages(tmp_path):
         "import jaxarch; assert jaxarch.__file__.startswith(sys.path[0]), jaxarch.__file__\n"
         "from jaxarch.cli import main; sys.exit(main(['list', '--json']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [r["name"] for r in json.loads(done.stdout)] == list(catalog.list_models())
 
 
 def test_readme_table_is_current():
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/readme_table.py", "--check"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, ROOT / "scripts/readme_table.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

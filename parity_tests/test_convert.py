@@ -54,7 +54,8 @@ def test_wrong_shape_and_kind_are_named(reference):
     model = create_model("mlp", "tiny")
     weights = dict(reference.state_dict())
     weights["network.0.weight"] = weights["network.0.weight"].T
-    with pytest.raises(ConversionError, match=r"network\.0\.weight has shape \(10, 16\), the model needs \(16, 10\)"):
+    message = r"network\.0\.weight has shape \(10, 16\), the model needs \(16, 10\)"
+    with pytest.raises(ConversionError, match=message):
         load_state_dict(model, weights)
     weights = {**reference.state_dict(), "network.0.bias": torch.zeros(16, dtype=torch.int64)}
     with pytest.raises(ConversionError, match=r"network\.0\.bias is int64"):

@@ -49,7 +49,7 @@ class Dropout(Module):
         if mask is None:
             raise DataError(f"no dropout mask left for a call of {self.path!r}")
         if mask.shape != shape:
-            raise DataError(f"the dropout mask of {self.path!r} has shape {mask.shape}, the call needs {shape}")
+            raise DataError(f"dropout mask of {self.path!r} has shape {mask.shape}, the call needs {shape}")
         return mask.astype(bool)
 
 
