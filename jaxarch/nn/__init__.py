@@ -9,5 +9,7 @@ from jaxarch.nn.containers import ModuleList, Sequential
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
 from jaxarch.nn.init import INITIALIZERS, initialized, initializer
 from jaxarch.nn.linear import Embedding, Linear, check_ids
+from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from jaxarch.nn.module import Buffer, Module
 from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d
+from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask

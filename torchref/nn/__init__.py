@@ -14,3 +14,5 @@ from torch.nn import (
 
 from torchref.nn.activation import ACTIVATIONS, Activation, activation
 from torchref.nn.init import INITIALIZERS, initialized, initializer
+from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
+from torchref.nn.rnn import GRU, LSTM, RNN, length_mask

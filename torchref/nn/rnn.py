@@ -1,0 +1,163 @@
+"""torch.nn's RNN, LSTM and GRU, batch-first, with lengths in the call and dropout as a module.
+
+They run layer by layer while dropout acts between layers, so that `drop`'s mask can be replaced, and
+through torch's fused path otherwise.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import Dropout
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+
+def length_mask(lengths: Tensor, steps: int) -> Tensor:
+    """True before each length: (B,) -> (B, steps) bool."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+class _Recurrent:
+    """What RNN, LSTM and GRU share. Mixed into torch's classes, whose own forward it calls.
+
+    x (B, T, input_size), lengths (B,) in [1, T] or None, initial_state as torch's or None
+    -> outputs (B, T, hidden_size * dirs), zero at and past the length; final states.
+    """
+
+    plain: type[torch.nn.RNNBase]
+
+    def _run(self, x, lengths, states):
+        if self.num_layers == 1 or not self.training or self.dropout == 0:
+            return self._padded(super().forward, x, lengths, states)
+        dirs, final = 2 if self.bidirectional else 1, []
+        for layer in range(self.num_layers):
+            own = slice(layer * dirs, (layer + 1) * dirs)
+            state = _each(states, lambda s, own=own: s[own])
+            x, last = self._padded(self._layer(layer), x, lengths, state)
+            final.append(last)
+            if layer < self.num_layers - 1:
+                x = self.drop(x)
+        return x, tuple(map(torch.cat, zip(*final))) if isinstance(last, tuple) else torch.cat(final)
+
+    def _padded(self, run, x, lengths, state):
+        if lengths is None:
+            return run(x, state)
+        steps = x.shape[1 if self.batch_first else 0]
+        packed = pack_padded_sequence(x, lengths.cpu(), self.batch_first, enforce_sorted=False)
+        packed, final = run(packed, state)
+        return pad_packed_sequence(packed, self.batch_first, total_length=steps)[0], final
+
+    def _layer(self, layer):
+        """One layer as a function, with this module's own parameters."""
+        width = self.input_size if layer == 0 else self.hidden_size * (2 if self.bidirectional else 1)
+        extra = {"nonlinearity": self.nonlinearity} if self.plain is torch.nn.RNN else {}
+        single = self.plain(
+            width,
+            self.hidden_size,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            device="meta",
+            **extra,
+        )
+        names = [name for name, _ in single.named_parameters()]
+        weights = {name: getattr(self, name.replace("_l0", f"_l{layer}")) for name in names}
+        return lambda x, state: torch.func.functional_call(single, weights, (x, state))
+
+
+def _each(states, function):
+    if states is None:
+        return None
+    return tuple(map(function, states)) if isinstance(states, tuple) else function(states)
+
+
+class RNN(_Recurrent, torch.nn.RNN):
+    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu (Elman 1990)."""
+
+    plain = torch.nn.RNN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ):
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+        )
+        self.drop = Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None):
+        return self._run(x, lengths, initial_state)
+
+
+class LSTM(_Recurrent, torch.nn.LSTM):
+    """Gates in the order i, f, g, o (Hochreiter and Schmidhuber 1997); the state is (h, c)."""
+
+    plain = torch.nn.LSTM
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ):
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+        )
+        self.drop = Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, initial_state: tuple[Tensor, Tensor] | None = None
+    ):
+        return self._run(x, lengths, initial_state)
+
+
+class GRU(_Recurrent, torch.nn.GRU):
+    """Gates in the order r, z, n; n = tanh(W_in x + b_in + r * (W_hn h + b_hn)) (Cho et al. 2014)."""
+
+    plain = torch.nn.GRU
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ):
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+        )
+        self.drop = Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None):
+        return self._run(x, lengths, initial_state)
