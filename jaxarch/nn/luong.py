@@ -1,5 +1,7 @@
 """Luong's attention scores, as self-attention over the hidden states of a sequence (Luong et al. 2015)."""
 
+from typing import Literal, overload
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,6 +29,25 @@ class LuongAttention(Module):
     def score(self, hidden: Float[Array, "b t h"]) -> Float[Array, "b t t"]:
         """The score of every query step (axis 1) against every key step (axis 2)."""
         raise TypeError(f"{type(self).__name__} does not define its score")
+
+    @overload
+    def __call__(
+        self,
+        hidden: Float[Array, "b t h"],
+        mask: Bool[Array, "b t"] | None = None,
+        lengths: Int[Array, " b"] | None = None,
+        return_weights: Literal[False] = False,
+    ) -> Float[Array, "b t h"]: ...
+
+    @overload
+    def __call__(
+        self,
+        hidden: Float[Array, "b t h"],
+        mask: Bool[Array, "b t"] | None = None,
+        lengths: Int[Array, " b"] | None = None,
+        *,
+        return_weights: Literal[True],
+    ) -> tuple[Float[Array, "b t h"], Float[Array, "b t t"]]: ...
 
     def __call__(
         self,

@@ -4,6 +4,9 @@ They run layer by layer while dropout acts between layers, so that `drop`'s mask
 through torch's fused path otherwise.
 """
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import Dropout
@@ -22,11 +25,20 @@ class _Recurrent:
     -> outputs (B, T, hidden_size * dirs), zero at and past the length; final states.
     """
 
-    plain: type[torch.nn.RNNBase]
+    plain: Any  # torch's class
+    drop: Dropout
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    training: bool
 
     def _run(self, x, lengths, states):
         if self.num_layers == 1 or not self.training or self.dropout == 0:
-            return self._padded(super().forward, x, lengths, states)
+            return self._padded(functools.partial(self.plain.forward, self), x, lengths, states)
         dirs, final = 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
             own = slice(layer * dirs, (layer + 1) * dirs)
@@ -35,7 +47,9 @@ class _Recurrent:
             final.append(last)
             if layer < self.num_layers - 1:
                 x = self.drop(x)
-        return x, tuple(map(torch.cat, zip(*final))) if isinstance(last, tuple) else torch.cat(final)
+        return x, tuple(map(torch.cat, zip(*final, strict=True))) if isinstance(last, tuple) else torch.cat(
+            final
+        )
 
     def _padded(self, run, x, lengths, state):
         if lengths is None:
@@ -48,7 +62,7 @@ class _Recurrent:
     def _layer(self, layer):
         """One layer as a function, with this module's own parameters."""
         width = self.input_size if layer == 0 else self.hidden_size * (2 if self.bidirectional else 1)
-        extra = {"nonlinearity": self.nonlinearity} if self.plain is torch.nn.RNN else {}
+        extra = {"nonlinearity": self.nonlinearity} if isinstance(self, RNN) else {}
         single = self.plain(
             width,
             self.hidden_size,
@@ -97,7 +111,9 @@ class RNN(_Recurrent, torch.nn.RNN):
         )
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None):
+    def forward(  # type: ignore[override]
+        self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None
+    ):
         return self._run(x, lengths, initial_state)
 
 
@@ -127,7 +143,7 @@ class LSTM(_Recurrent, torch.nn.LSTM):
         )
         self.drop = Dropout(dropout)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, x: Tensor, lengths: Tensor | None = None, initial_state: tuple[Tensor, Tensor] | None = None
     ):
         return self._run(x, lengths, initial_state)
@@ -159,5 +175,7 @@ class GRU(_Recurrent, torch.nn.GRU):
         )
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None):
+    def forward(  # type: ignore[override]
+        self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None
+    ):
         return self._run(x, lengths, initial_state)

@@ -1,0 +1,395 @@
+"""Recurrent layers and Luong attention = torch's, packed sequences and training included."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import torchref.nn as reference
+from jaxarch import nn, state
+from jaxarch.convert import load_state_dict, to_state_dict
+from jaxarch.errors import DataError, UsageError
+from jaxarch.nn import rnn
+
+BATCH, STEPS, WIDTH, HIDDEN = 5, 6, 3, 4
+UNSORTED = np.array([3, 6, 1, 6, 4])
+KINDS = {"tanh": "RNN", "relu": "RNN", "LSTM": "LSTM", "GRU": "GRU"}
+DEEP = {"num_layers": 2, "bidirectional": True}
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def close(ours, theirs, what=""):
+    ours, theirs = (
+        np.asarray(ours),
+        theirs.detach().numpy() if torch.is_tensor(theirs) else np.asarray(theirs),
+    )
+    assert ours.shape == theirs.shape, what
+    error = np.linalg.norm(ours - theirs) / (np.linalg.norm(theirs) or 1)
+    assert error < 1e-10, f"{what}: {error:.1e}"
+
+
+def build(kind, **arguments):
+    """The same layer three times: torch.nn's own, torchref's and ours, with the same weights."""
+    if KINDS[kind] == "RNN":
+        arguments["nonlinearity"] = kind
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, KINDS[kind])(WIDTH, HIDDEN, batch_first=True, **arguments).double()
+    twin = getattr(reference, KINDS[kind])(WIDTH, HIDDEN, **arguments).double()
+    twin.load_state_dict(theirs.state_dict())
+    ours = getattr(nn, KINDS[kind])(WIDTH, HIDDEN, **arguments, rngs=nnx.Rngs(0))
+    load_state_dict(ours, theirs.state_dict())
+    return theirs, twin, ours
+
+
+def initial(kind, layer, batch=BATCH):
+    """An initial state drawn for a torch layer, as a tuple of arrays."""
+    dirs = 2 if layer.bidirectional else 1
+    return tuple(draw(7 + k, layer.num_layers * dirs, batch, HIDDEN) for k in range(1 + (kind == "LSTM")))
+
+
+def form(kind, states):
+    """A tuple of states as the layer takes it."""
+    return tuple(states) if kind == "LSTM" else states[0]
+
+
+def leaves(outputs, final):
+    return (outputs, *final) if isinstance(final, tuple) else (outputs, final)
+
+
+def torch_run(layer, x, lengths, states):
+    """torch.nn's own packing -> outputs, final states, as a flat tuple."""
+    if lengths is None:
+        return leaves(*layer(x, states))
+    packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+    outputs, final = layer(packed, states)
+    return leaves(pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0], final)
+
+
+def vjp(model):
+    """A jitted function -> outputs and the gradients of parameters, x and initial states."""
+    graph, params, rest = state.split(model)
+
+    @jax.jit
+    def run(x, lengths, states, cotangents):
+        def call(params, x, states):
+            return leaves(*state.merge(graph, params, rest)(x, lengths, states))
+
+        outputs, pull = jax.vjp(call, params, x, states)
+        return outputs, pull(cotangents)
+
+    return run
+
+
+def compare(kind, theirs, model, run, lengths, states):
+    """torch.nn's outputs and gradients = ours, for one random cotangent."""
+    x = draw(1, BATCH, STEPS, WIDTH)
+    torch_x = torch.tensor(x, requires_grad=True)
+    torch_states = None if states is None else [torch.tensor(s, requires_grad=True) for s in states]
+    expected = torch_run(theirs, torch_x, lengths, torch_states and form(kind, torch_states))
+    cotangents = [draw(20 + k, *e.shape) for k, e in enumerate(expected)]
+    theirs.zero_grad()
+    torch.autograd.backward(expected, [torch.tensor(c) for c in cotangents])
+    outputs, (d_params, d_x, d_states) = run(
+        jnp.asarray(x),
+        None if lengths is None else jnp.asarray(lengths),
+        states and form(kind, [jnp.asarray(s) for s in states]),
+        tuple(map(jnp.asarray, cotangents)),
+    )
+    for k, pair in enumerate(zip(outputs, expected, strict=True)):
+        close(*pair, f"output {k}")
+    assert set(d_params) == {name for name, _ in theirs.named_parameters()}
+    for name, parameter in theirs.named_parameters():
+        close(d_params[name], parameter.grad, name)
+    close(d_x, torch_x.grad, "x")
+    if states is not None:
+        d_states = d_states if kind == "LSTM" else (d_states,)
+        for ours, given_state in zip(d_states, torch_states, strict=True):
+            close(ours, given_state.grad, "initial state")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("arguments", "lengths", "carried"),
+    [
+        ({"bias": False}, None, False),
+        ({"bidirectional": True}, UNSORTED, False),
+        ({"num_layers": 2}, None, True),
+        (DEEP, UNSORTED, True),
+    ],
+    ids=["plain", "bidirectional", "deep", "all"],
+)
+def test_torch_equals_jax(kind, arguments, lengths, carried):
+    theirs, twin, ours = build(kind, **arguments)
+    states = initial(kind, theirs) if carried else None
+    compare(kind, theirs, ours, vjp(ours), lengths, states)
+    with torch.no_grad():  # and torchref's twin is torch.nn
+        x = torch.tensor(draw(1, BATCH, STEPS, WIDTH))
+        start = None if states is None else form(kind, [torch.tensor(s) for s in states])
+        again = leaves(*twin(x, None if lengths is None else torch.tensor(lengths), start))
+        for a, b in zip(again, torch_run(theirs, x, lengths, start), strict=True):
+            assert torch.equal(a, b)
+
+
+@functools.cache
+def deep(kind):
+    theirs, _, ours = build(kind, **DEEP)
+    return theirs, ours, vjp(ours)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, STEPS), min_size=BATCH, max_size=BATCH), st.sampled_from(["LSTM", "GRU"]))
+def test_any_lengths(lengths, kind):
+    theirs, ours, run = deep(kind)
+    lengths = np.array(lengths)
+    compare(kind, theirs, ours, run, lengths, initial(kind, theirs))
+
+    # What stands past the length, be it NaN, influences nothing, bit for bit.
+    states = form(kind, [jnp.asarray(s) for s in initial(kind, theirs)])
+    past = np.arange(STEPS) >= lengths[:, None]
+    x, cotangents = draw(1, BATCH, STEPS, WIDTH), None
+    results = []
+    for filler in (x, np.nan):
+        padded = jnp.asarray(np.where(past[..., None], filler, x))
+        if cotangents is None:
+            shapes = jax.eval_shape(lambda v: leaves(*ours(v, None, states)), padded)
+            cotangents = tuple(jnp.ones(s.shape) for s in shapes)
+        results.append(run(padded, jnp.asarray(lengths), states, cotangents))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    outputs, (_, d_x, _) = results[0]
+    assert not np.asarray(outputs[0])[past].any()
+    assert not np.asarray(d_x)[past].any()
+
+
+CELLS = {"tanh": rnn.TANH, "relu": rnn.RELU, "LSTM": rnn.LSTM_CELL, "GRU": rnn.GRU_CELL}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_hand_written_backward_is_the_scans_own(kind):
+    cell, width = CELLS[kind], CELLS[kind].gates * HIDDEN
+    mask = jnp.asarray(np.arange(STEPS)[:, None, None] < UNSORTED[:, None])
+    both = range(2)
+    xs = tuple(jnp.asarray(draw(d, STEPS, BATCH, width)) for d in both)
+    weights = tuple(jnp.asarray(draw(2 + d, width, HIDDEN)) for d in both)
+    biases = tuple(jnp.asarray(draw(4 + d, HIDDEN)) if kind == "GRU" else None for d in both)
+    states = tuple(
+        tuple(jnp.asarray(draw(6 + d + 2 * k, BATCH, HIDDEN)) for k in range(1 + (kind == "LSTM")))
+        for d in both
+    )
+
+    def by_hand(*arguments):
+        final, hiddens = rnn.recur(cell, *arguments, (mask, None))
+        return loss(final, hiddens)
+
+    def plain(*arguments):
+        final, after, _ = rnn.scan(cell, *arguments, (mask, None))
+        return loss(final, tuple(s[0] for s in after))
+
+    def loss(final, hiddens):
+        return sum(jnp.sum(jnp.sin(k + leaf)) for k, leaf in enumerate(jax.tree.leaves((final, hiddens))))
+
+    arguments = (xs, weights, biases, states)
+
+    @jax.jit
+    def gradients(function_arguments):
+        both_gradients = [jax.grad(f, (0, 1, 2, 3)) for f in (by_hand, plain)]
+        # The Hessian's product runs forward over the backward pass.
+        return [jax.jvp(g, function_arguments, function_arguments) for g in both_gradients]
+
+    ours, expected = gradients(arguments)
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    jax.tree.map(close, ours, expected)
+
+
+def test_jit_equals_eager_and_time_major_is_the_same():
+    x, lengths = jnp.asarray(draw(1, BATCH, STEPS, WIDTH)), jnp.asarray(UNSORTED)
+    for kind in ("LSTM", "GRU"):
+        _, ours, _ = deep(kind)
+        eager = leaves(*ours(x, lengths))
+        jitted = leaves(*nnx.jit(lambda m, *a: m(*a))(ours, x, lengths))
+        other = getattr(nn, kind)(WIDTH, HIDDEN, batch_first=False, **DEEP, rngs=nnx.Rngs(1))
+        load_state_dict(other, to_state_dict(ours))
+        outputs, final = other(x.swapaxes(0, 1), lengths)
+        for a, b, c in zip(eager, jitted, leaves(outputs.swapaxes(0, 1), final), strict=True):
+            close(a, b)
+            close(c, a)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_cut_in_two_is_one(kind):
+    _, _, ours = build(kind, num_layers=2)
+    x = jnp.asarray(draw(1, BATCH, STEPS, WIDTH))
+    first, carried = ours(x[:, :2])
+    second, final = ours(x[:, 2:], None, carried)
+    for a, b in zip(leaves(jnp.concatenate([first, second], 1), final), leaves(*ours(x)), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_both_biases_train_as_in_torch(kind):
+    theirs, _, ours = build(kind)
+    graph, params, rest = state.split(ours)
+    x, target = draw(1, BATCH, STEPS, WIDTH), draw(2, BATCH, STEPS, HIDDEN)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.5)
+
+    @jax.jit
+    def step(params):
+        def loss(p):
+            return ((state.merge(graph, p, rest)(jnp.asarray(x))[0] - target) ** 2).mean()
+
+        return jax.tree.map(lambda p, g: p - 0.5 * g, params, jax.grad(loss)(params))
+
+    for _ in range(10):
+        optimizer.zero_grad()
+        ((theirs(torch.tensor(x))[0] - torch.tensor(target)) ** 2).mean().backward()
+        optimizer.step()
+        params = step(params)
+    for name, parameter in theirs.named_parameters():
+        close(params[name], parameter, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_between_layers(kind):
+    _, twin, ours = build(kind, **DEEP, dropout=0.5)
+    x, lengths = draw(1, BATCH, STEPS, WIDTH), torch.tensor(UNSORTED)
+    twin.train()
+    mask = np.random.default_rng(3).random((BATCH, STEPS, 2 * HIDDEN)) < 0.5
+    twin.drop.forward = lambda y: y * torch.tensor(mask) * 2
+    expected = leaves(*twin(torch.tensor(x), lengths))
+    assert nn.label_dropouts(ours) == ["drop"]
+    ours.train()
+    with nn.inject_masks({"drop": [jnp.asarray(mask)]}):
+        outputs = leaves(*ours(jnp.asarray(x), jnp.asarray(UNSORTED)))
+    for pair in zip(outputs, expected, strict=True):
+        close(*pair)
+    ours.eval()
+    twin.eval()  # torch's fused path
+    still = leaves(*twin(torch.tensor(x), lengths))
+    assert not torch.allclose(still[0], expected[0])
+    for pair in zip(leaves(*ours(jnp.asarray(x), jnp.asarray(UNSORTED))), still, strict=True):
+        close(*pair)
+
+
+def test_initialiser_is_torchs():
+    weights = to_state_dict(nn.GRU(30, 64, rngs=nnx.Rngs(0)))
+    assert set(weights) == {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"}
+    for value in weights.values():
+        assert np.abs(value).max() <= 1 / 8
+        assert np.abs(value).max() > 0.97 / 8
+        assert abs(value.std() * 8 * np.sqrt(3) - 1) < 0.1
+    assert len({value.ravel()[0] for value in weights.values()}) == 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_dtype_is_kept(kind, dtype):
+    graph, params, rest = state.split(getattr(nn, kind)(WIDTH, HIDDEN, rngs=nnx.Rngs(0)))
+
+    def loss(params):
+        outputs, _ = state.merge(graph, params, rest)(jnp.ones((2, STEPS, WIDTH), dtype), jnp.array([2, 1]))
+        assert outputs.dtype == dtype
+        return outputs.sum()
+
+    gradients = jax.eval_shape(jax.grad(loss), {k: p.astype(dtype) for k, p in params.items()})
+    assert {g.dtype for g in gradients.values()} == {jnp.dtype(dtype)}
+
+
+def test_errors():
+    layer = nn.LSTM(WIDTH, HIDDEN, rngs=nnx.Rngs(0))
+    x = jnp.zeros((2, STEPS, WIDTH))
+    with pytest.raises(DataError, match="length 0 of row 1"):
+        layer(x, jnp.array([1, 0]))
+    with pytest.raises(DataError, match="length 7 of row 0"):
+        layer(x, jnp.array([7, 1]))
+    with pytest.raises(DataError, match="lengths has shape"):
+        layer(x, jnp.array([1, 1, 1]))
+    with pytest.raises(DataError, match="2 features, input_size is 3"):
+        layer(x[..., :2])
+    with pytest.raises(DataError, match="initial state has shape"):
+        layer(x, None, (jnp.zeros((1, 3, HIDDEN)),) * 2)
+    with pytest.raises(UsageError, match=r"dropout 0\.5"):
+        nn.GRU(WIDTH, HIDDEN, dropout=0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match="positive"):
+        nn.GRU(WIDTH, 0, rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match="did you mean 'tanh'"):
+        nn.RNN(WIDTH, HIDDEN, nonlinearity="tan", rngs=nnx.Rngs(0))
+    with pytest.raises(DataError, match="hidden_size is 5"):
+        nn.DotProductAttention(5, rngs=nnx.Rngs(0))(x)
+
+
+def by_definition(kind, weights, hidden, valid):
+    """Luong's formulas, one pair at a time; hidden (T, H)."""
+    context = np.zeros_like(hidden)
+    for t in np.flatnonzero(valid):
+        scores = []
+        for s in np.flatnonzero(valid):
+            match kind:
+                case "Dot":
+                    scores.append(hidden[t] @ hidden[s])
+                case "General":
+                    scores.append(hidden[t] @ (weights["linear.weight"] @ hidden[s]))
+                case "Concat":
+                    joined = np.concatenate([hidden[t], hidden[s]])
+                    scores.append((weights["v.weight"] @ np.tanh(weights["linear.weight"] @ joined))[0])
+        share = np.exp(scores) / np.exp(scores).sum()
+        context[t] = share @ hidden[valid]
+    return context
+
+
+@pytest.mark.parametrize("kind", ["Dot", "General", "Concat"])
+def test_luong_attention(kind):
+    name = "DotProductAttention" if kind == "Dot" else f"{kind}Attention"
+    twin = getattr(reference, name)(HIDDEN).double()
+    ours = getattr(nn, name)(HIDDEN, rngs=nnx.Rngs(0))
+    weights = {k: v.numpy() for k, v in twin.state_dict().items()}
+    load_state_dict(ours, weights)
+    graph, params, rest = state.split(ours)
+    hidden, cotangent = draw(1, BATCH, STEPS, HIDDEN), draw(2, BATCH, STEPS, HIDDEN)
+    mask = np.random.default_rng(3).random((BATCH, STEPS)) < 0.7
+    mask[2, 0] = False  # of length 1: no valid step is left
+    valid = mask & (np.arange(STEPS) < UNSORTED[:, None])
+
+    @jax.jit
+    def run(hidden):
+        def call(params, hidden):
+            return state.merge(graph, params, rest)(
+                hidden, jnp.asarray(mask), jnp.asarray(UNSORTED), return_weights=True
+            )
+
+        (context, shares), pull = jax.vjp(call, params, hidden)
+        return context, shares, pull((jnp.asarray(cotangent), jnp.ones_like(shares)))
+
+    context, shares, (d_params, d_hidden) = run(jnp.asarray(hidden))
+    torch_hidden = torch.tensor(hidden, requires_grad=True)
+    expected, torch_shares = twin(
+        torch_hidden, torch.tensor(mask), torch.tensor(UNSORTED), return_weights=True
+    )
+    torch.autograd.backward(
+        (expected, torch_shares), (torch.tensor(cotangent), torch.ones_like(torch_shares))
+    )
+    close(context, expected)
+    close(shares, torch_shares)
+    close(d_hidden, torch_hidden.grad)
+    for key, parameter in twin.named_parameters():
+        grad = parameter.grad.numpy()
+        close(d_params[key], grad.T, key)
+    for row in range(BATCH):
+        close(context[row], by_definition(kind, weights, hidden[row], valid[row]))
+    close(shares.sum(-1), valid.astype(float))
+
+    # Values at masked steps influence nothing, bit for bit.
+    spoiled = run(jnp.asarray(np.where(valid[..., None], hidden, np.nan)))
+    jax.tree.map(np.testing.assert_array_equal, spoiled, (context, shares, (d_params, d_hidden)))
+
+    everywhere = np.ones(STEPS, bool)
+    close(ours(jnp.asarray(hidden))[0], by_definition(kind, weights, hidden[0], everywhere))
+    close(ours(jnp.asarray(hidden)), twin(torch.tensor(hidden)))
