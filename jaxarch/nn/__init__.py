@@ -5,11 +5,24 @@ The only room that knows how the frameworks differ. Images are (B, H, W, C) and 
 """
 
 from jaxarch.nn.activation import ACTIVATIONS, Activation, activation
+from jaxarch.nn.attention import (
+    AdvancedMultiHeadAttention,
+    Cache,
+    MultiHeadAttention,
+    MultiHeadAttentionWithRelativePosition,
+    attention,
+)
 from jaxarch.nn.containers import ModuleList, Sequential
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
 from jaxarch.nn.init import INITIALIZERS, initialized, initializer
 from jaxarch.nn.linear import Embedding, Linear, check_ids
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
-from jaxarch.nn.module import Buffer, Module
+from jaxarch.nn.module import Buffer, Module, wide_dtype
 from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d
+from jaxarch.nn.position import (
+    AdvancedPositionalEncoding,
+    PositionalEncoding,
+    RotaryEmbedding,
+    check_length,
+)
 from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask

@@ -93,7 +93,7 @@ def initialized(layer, name: str, *, rngs: nnx.Rngs):
     shape = layer.weight.shape if perm is None else tuple(layer.weight.shape[i] for i in _inverse(perm))
     weight = initializer(name)(rngs.params(), shape)
     layer.weight[...] = weight if perm is None else weight.transpose(perm)
-    if layer.bias is not None:
+    if getattr(layer, "bias", None) is not None:
         layer.bias[...] = jnp.zeros_like(layer.bias[...])
     return layer
 

@@ -25,3 +25,8 @@ class Buffer(nnx.Variable):
 def from_torch_layout(value, perm: Perm):
     """An array of torch's layout in ours."""
     return value if perm is None else jnp.transpose(value, perm)
+
+
+def wide_dtype(dtype) -> jnp.dtype:
+    """The dtype to compute sums and exponentials in: float32, or float64 for float64."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)

@@ -13,6 +13,19 @@ from torch.nn import (
 )
 
 from torchref.nn.activation import ACTIVATIONS, Activation, activation
+from torchref.nn.attention import (
+    AdvancedMultiHeadAttention,
+    Cache,
+    MultiHeadAttention,
+    MultiHeadAttentionWithRelativePosition,
+    attention,
+)
 from torchref.nn.init import INITIALIZERS, initialized, initializer
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
+from torchref.nn.position import (
+    AdvancedPositionalEncoding,
+    PositionalEncoding,
+    RotaryEmbedding,
+    check_length,
+)
 from torchref.nn.rnn import GRU, LSTM, RNN, length_mask
