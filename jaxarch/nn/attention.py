@@ -110,7 +110,7 @@ class MultiHeadAttention(Module):
     def init_cache(self, batch: int, max_len: int) -> Cache:
         """An empty cache for `max_len` positions."""
         zeros = jnp.zeros((batch, self.n_heads, max_len, self.head_dim), self.w_k.weight.dtype)
-        return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
+        return Cache(zeros, zeros, jnp.zeros((), jnp.result_type(int)))
 
     def __call__(
         self,
@@ -263,7 +263,9 @@ def fused_attention(
     name = _implementation(jax.default_backend(), q.shape, k.shape, q.dtype.name, shape, causal)
     call = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation=name)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    return call(q, k, v, mask=mask).transpose(0, 2, 1, 3)
+    # JAX's own function mixes dtypes, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        return call(q, k, v, mask=mask).transpose(0, 2, 1, 3)
 
 
 @functools.cache

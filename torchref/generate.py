@@ -1,0 +1,109 @@
+"""Text from a causal language model: greedy or sampled, with a key-value cache.
+
+Works with every model that has `init_cache(batch, max_len)` and `decode(ids, cache)`. A token is drawn by
+inverting the cumulative distribution at a uniform number; jaxarch.generate draws the same token from the
+same number.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prompt_ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    key: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
+    eos_token_id: int | None = None,
+) -> Tensor:
+    """The prompts (B, T), continued by `max_new_tokens` tokens: (B, T + new).
+
+    Temperature 0 takes the likeliest token. Otherwise tokens are sampled, among the `top_k` likeliest, then
+    among the fewest whose probability reaches `top_p` (Holtzman et al. 2020, arXiv:1904.09751); tokens tied
+    with the last of these stay. The draws come from `key`, or are given as `uniforms` (B, new) in [0, 1).
+    After `eos_token_id` a row holds only that token. Settings out of range or without effect, and prompts
+    that do not fit the model, are ValueErrors.
+    """
+    check_settings(max_new_tokens, temperature, top_k, top_p)
+    batch, length = prompt_ids.shape
+    if length == 0:
+        raise ValueError("the prompt is empty: give at least one token")
+    if temperature == 0:
+        if key is not None or uniforms is not None:
+            raise ValueError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
+        uniforms = torch.zeros(batch, max_new_tokens)
+    elif (key is None) == (uniforms is None):
+        raise ValueError("sampling needs either key or uniforms")
+    elif uniforms is None:
+        uniforms = torch.rand(batch, max_new_tokens, generator=key)
+    elif uniforms.shape != (batch, max_new_tokens):
+        raise ValueError(f"uniforms have shape {tuple(uniforms.shape)}, needed is {(batch, max_new_tokens)}")
+    cache = model.init_cache(batch, length + max_new_tokens)
+    training = model.training
+    model.eval()
+    ids = prompt_ids
+    done = torch.zeros(batch, dtype=torch.bool, device=ids.device)
+    logits, cache = model.decode(prompt_ids, cache)
+    for i in range(max_new_tokens):
+        token = choose(logits[:, -1], uniforms[:, i].to(ids.device), temperature, top_k, top_p)
+        if eos_token_id is not None:
+            token = torch.where(done, eos_token_id, token)
+            done = done | (token == eos_token_id)
+        ids = torch.cat((ids, token[:, None].to(ids.dtype)), 1)
+        if i + 1 < max_new_tokens:
+            logits, cache = model.decode(token[:, None], cache)
+    model.train(training)
+    return ids
+
+
+def check_settings(
+    max_new_tokens: int, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> None:
+    """Refuse settings out of range, and those without effect, with a ValueError."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be 0 (greedy) or positive, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], not {top_p}")
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        raise ValueError("temperature 0 is greedy: top_k and top_p have no effect, set temperature")
+
+
+def choose(
+    logits: Tensor,
+    uniforms: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """One token per row of logits (B, V): the likeliest at temperature 0, else drawn as `generate` says."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.sort(-1).values[:, -top_k, None]
+        logits = torch.where(logits >= least, logits, -math.inf)
+    if top_p is not None:
+        falling = logits.sort(-1, descending=True).values
+        p = falling.softmax(-1)
+        needed = p.cumsum(-1) - p < top_p
+        least = torch.where(needed, falling, math.inf).amin(-1, keepdim=True)
+        logits = torch.where(logits >= least, logits, -math.inf)
+    p = logits.softmax(-1)
+    total = p.cumsum(-1)
+    tokens = (total <= uniforms[:, None].to(p.dtype) * total[:, -1:]).sum(-1)
+    # Rounding must not step past the last token that has any probability.
+    last = p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)
+    return torch.minimum(tokens, last)
