@@ -107,7 +107,7 @@ TANH = _rnn_cell(jnp.tanh, lambda y: 1 - y * y)
 LSTM_CELL = Cell(_lstm_advance, _lstm_slopes, _lstm_retreat, 4)
 GRU_CELL = Cell(_gru_advance, _gru_slopes, _gru_retreat, 3)
 
-# Two steps a turn: on CPU a quarter of the time of one is the loop's own; more only compiles longer.
+# Two steps a turn save some of the loop's own cost at small sizes; more only compiles longer.
 _UNROLL = 2
 
 
