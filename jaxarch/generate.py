@@ -50,10 +50,10 @@ def generate(
         if key is not None or uniforms is not None:
             raise UsageError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
         uniforms = jnp.zeros((batch, max_new_tokens))
-    elif (key is None) == (uniforms is None):
-        raise UsageError("sampling needs either key or uniforms")
-    elif uniforms is None:
+    elif key is not None and uniforms is None:
         uniforms = jax.random.uniform(key, (batch, max_new_tokens))
+    elif key is not None or uniforms is None:
+        raise UsageError("sampling needs either key or uniforms")
     elif uniforms.shape != (batch, max_new_tokens):
         raise DataError(f"uniforms have shape {uniforms.shape}, needed is {(batch, max_new_tokens)}")
     jax.eval_shape(lambda: model.init_cache(batch, length + max_new_tokens))

@@ -41,10 +41,10 @@ def generate(
         if key is not None or uniforms is not None:
             raise ValueError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
         uniforms = torch.zeros(batch, max_new_tokens)
-    elif (key is None) == (uniforms is None):
-        raise ValueError("sampling needs either key or uniforms")
-    elif uniforms is None:
+    elif key is not None and uniforms is None:
         uniforms = torch.rand(batch, max_new_tokens, generator=key)
+    elif key is not None or uniforms is None:
+        raise ValueError("sampling needs either key or uniforms")
     elif uniforms.shape != (batch, max_new_tokens):
         raise ValueError(f"uniforms have shape {tuple(uniforms.shape)}, needed is {(batch, max_new_tokens)}")
     cache = model.init_cache(batch, length + max_new_tokens)

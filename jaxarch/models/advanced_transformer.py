@@ -7,6 +7,7 @@ sinusoidal positions they are multiplied by sqrt(d_model), as in Vaswani et al.,
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ class AdvancedTransformerModel(nn.Module):
         self.word_embedding = nn.Embedding(config.vocab_size, config.d_model, rngs=rngs)
         nn.initialized(self.word_embedding, "normal", rngs=rngs)
         # Rotary positions enter inside attention: only the dropout is left of the encoding.
-        self.positional_encoding = (
+        self.positional_encoding: Any = (
             nn.Dropout(config.dropout, rngs=rngs)
             if rope
             else nn.PositionalEncoding(
@@ -108,7 +109,7 @@ class AdvancedTransformerModel(nn.Module):
                 rngs=rngs,
             )
         )
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             [
                 nn.TransformerBlock(
                     config.d_model,
@@ -139,7 +140,7 @@ class AdvancedTransformerModel(nn.Module):
         self,
         input_ids: Int[Array, "b t"],
         attention_mask: Array | None = None,
-        labels: Int[Array, "b t"] | None = None,
+        labels: Int[Array, "_ _"] | None = None,
     ) -> dict[str, Array]:
         self._check(input_ids, attention_mask, labels)
         x = self._embed(input_ids)
@@ -166,7 +167,7 @@ class AdvancedTransformerModel(nn.Module):
 
         The number of tokens is not checked against the cache when its index is traced: see `generate`.
         """
-        x, grown = self._embed(input_ids, cache[0].index), []
+        x, grown = self._embed(input_ids, cache[0].length), []
         for layer, old in zip(self.layers, cache, strict=True):
             x, new = layer(x, cache=old)
             grown.append(new)

@@ -18,7 +18,7 @@ from jaxarch.nn.init import INITIALIZERS, initialized, initializer
 from jaxarch.nn.linear import Embedding, Linear, check_ids
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from jaxarch.nn.module import Buffer, Module, wide_dtype
-from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d
+from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, LayerNorm
 from jaxarch.nn.position import (
     AdvancedPositionalEncoding,
     PositionalEncoding,
@@ -26,3 +26,4 @@ from jaxarch.nn.position import (
     check_length,
 )
 from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask
+from jaxarch.nn.transformer import TransformerBlock

@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 
 
 class Cache(NamedTuple):
-    """Keys and values of the positions seen so far, in arrays that do not grow; `index` counts them."""
+    """Keys and values of the positions seen so far, in arrays that do not grow; `length` counts them."""
 
     k: Float[Array, "b h m d"]
     v: Float[Array, "b h m d"]
-    index: Int[Array, ""]
+    length: Int[Array, ""]
 
 
 class MultiHeadAttention(Module):
@@ -98,7 +98,9 @@ class MultiHeadAttention(Module):
         self.w_v = Linear(d_model, d_model, rngs=rngs)
         self.w_o = Linear(d_model, d_model, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
-        self.relative_keys = self.relative_values = self.rope = nnx.data(None)
+        self.relative_keys: Embedding | None = nnx.data(None)
+        self.relative_values: Embedding | None = nnx.data(None)
+        self.rope: RotaryEmbedding | None = nnx.data(None)
         if attention_type == "relative":
             self.relative_keys = self._distances(rngs)
             self.relative_values = self._distances(rngs)
@@ -128,10 +130,10 @@ class MultiHeadAttention(Module):
         if self.rope is not None:
             q, k = self.rope(q, k, start, k_start)
         if cache is not None:
-            at = (0, 0, cache.index, 0)
+            at = (0, 0, cache.length, 0)
             k = jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at)
-            cache = Cache(k, v, cache.index + q.shape[2])
+            cache = Cache(k, v, cache.length + q.shape[2])
         mask = expand_mask(mask, (*q.shape[:3], k.shape[2]))
         weights = None
         if self._runs_blocks(q, k, mask, cache, return_weights):
@@ -167,7 +169,7 @@ class MultiHeadAttention(Module):
         if cache is not None:
             if not self.causal:
                 raise UsageError("a cache needs causal=True: later keys would change what was computed")
-            return cache.index, cache.index
+            return cache.length, cache.length
         behind = k.shape[2] - q.shape[2] if self.causal else 0
         if behind < 0:
             raise DataError(f"causal attention of {q.shape[2]} queries needs as many keys, not {k.shape[2]}")
@@ -183,7 +185,7 @@ class MultiHeadAttention(Module):
         )
 
     def _exact(self, q, k, v, mask, seen, distance: Int[Array, "q k"]) -> tuple[Array, Array]:
-        if self.attention_type != "relative":
+        if self.relative_keys is None or self.relative_values is None:
             return exact_attention(q, k, v, mask, seen, self.dropout)
         near = jnp.clip(distance, -self.window, self.window) + self.window
         bias = jnp.einsum("bhqd,qkd->bhqk", q, self.relative_keys(near))

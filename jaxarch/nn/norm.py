@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxarch.nn.init import float_dtype
-from jaxarch.nn.module import Module
+from jaxarch.nn.module import Module, wide_dtype
 
 
 class BatchNorm(Module):
@@ -42,7 +42,7 @@ class BatchNorm(Module):
         self.frozen = frozen
 
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(wide_dtype(x.dtype))
         if self.running_mean is not None and (self.use_running_average or self.frozen):
             mean, var = self.running_mean[...], self.running_var[...]
         else:
@@ -72,3 +72,34 @@ class BatchNorm1d(BatchNorm):
 
 class BatchNorm2d(BatchNorm):
     """(B, H, W, C)."""
+
+
+class LayerNorm(Module):
+    """torch's LayerNorm over the last axes (Ba et al. 2016, arXiv:1607.06450).
+
+    (..., *normalized_shape) -> the same. Statistics are float32 or wider.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape, self.eps = shape, eps
+        self.weight = nnx.Param(jnp.ones(shape, float_dtype())) if elementwise_affine else nnx.data(None)
+        has_bias = elementwise_affine and bias
+        self.bias = nnx.Param(jnp.zeros(shape, float_dtype())) if has_bias else nnx.data(None)
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        axes = tuple(range(-len(self.normalized_shape), 0))
+        wide = x.astype(wide_dtype(x.dtype))
+        mean = wide.mean(axes, keepdims=True)
+        var = jnp.square(wide - mean).mean(axes, keepdims=True)
+        y = ((wide - mean) * jax.lax.rsqrt(var + self.eps)).astype(x.dtype)
+        y = y if self.weight is None else y * self.weight[...]
+        return y if self.bias is None else y + self.bias[...]

@@ -1,5 +1,7 @@
 """Positions: sinusoidal, learned and rotary."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -102,7 +104,8 @@ class PositionalEncoding(Module):
             raise unknown("encoding type", encoding_type, ENCODINGS)
         self.d_model, self.max_len, self.encoding_type = d_model, max_len, encoding_type
         self.dropout = Dropout(dropout, rngs=rngs)
-        self.pe = self.offset = self.rope = nnx.data(None)
+        self.pe: Any = nnx.data(None)
+        self.offset = self.rope = nnx.data(None)
         shape = (max_len, 1, d_model)
         if encoding_type == "sinusoidal":
             self.pe = Buffer(jnp.asarray(sinusoids(max_len, d_model), init.float_dtype()).reshape(shape))

@@ -1,5 +1,7 @@
 """The transformer block, post-norm and pre-norm."""
 
+from typing import Any
+
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -76,7 +78,7 @@ class TransformerBlock(Module):
     def __call__(
         self, x: Float[Array, "b t d"], mask: Array | None = None, cache: Cache | None = None
     ) -> Float[Array, "b t d"] | tuple:
-        y = self.attention(self.norm1(x) if self.norm_first else x, mask=mask, cache=cache)
+        y: Any = self.attention(self.norm1(x) if self.norm_first else x, mask=mask, cache=cache)
         if cache is not None:
             y, cache = y
         x = x + self.dropout(y)

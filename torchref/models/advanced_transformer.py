@@ -7,6 +7,7 @@ sinusoidal positions they are multiplied by sqrt(d_model), as in Vaswani et al.,
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ class AdvancedTransformerModel(nn.Module):
         self.word_embedding = nn.Embedding(config.vocab_size, config.d_model)
         nn.initialized(self.word_embedding, "normal")
         # Rotary positions enter inside attention: only the dropout is left of the encoding.
-        self.positional_encoding = (
+        self.positional_encoding: Any = (
             nn.Dropout(config.dropout)
             if rope
             else nn.PositionalEncoding(
@@ -105,7 +106,7 @@ class AdvancedTransformerModel(nn.Module):
                 config.use_learnable,
             )
         )
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             [
                 nn.TransformerBlock(
                     config.d_model,
@@ -153,7 +154,7 @@ class AdvancedTransformerModel(nn.Module):
 
     def decode(self, input_ids: Tensor, cache: tuple[nn.Cache, ...]) -> tuple[Tensor, tuple[nn.Cache, ...]]:
         """The logits of the next T tokens after those in the cache, and the cache that holds them too."""
-        x, grown = self._embed(input_ids, cache[0].index), []
+        x, grown = self._embed(input_ids, cache[0].length), []
         for layer, old in zip(self.layers, cache, strict=True):
             x, new = layer(x, cache=old)
             grown.append(new)

@@ -6,6 +6,7 @@ from torch.nn import (
     Dropout1d,
     Dropout2d,
     Embedding,
+    LayerNorm,
     Linear,
     Module,
     ModuleList,
@@ -29,3 +30,4 @@ from torchref.nn.position import (
     check_length,
 )
 from torchref.nn.rnn import GRU, LSTM, RNN, length_mask
+from torchref.nn.transformer import TransformerBlock

@@ -23,11 +23,11 @@ HIDDEN = -1e9
 
 
 class Cache(NamedTuple):
-    """Keys and values of the positions seen so far, in tensors that do not grow; `index` counts them."""
+    """Keys and values of the positions seen so far, in tensors that do not grow; `length` counts them."""
 
     k: Tensor
     v: Tensor
-    index: int
+    length: int
 
 
 class MultiHeadAttention(Module):
@@ -88,7 +88,9 @@ class MultiHeadAttention(Module):
         self.w_v = Linear(d_model, d_model)
         self.w_o = Linear(d_model, d_model)
         self.dropout = Dropout(dropout)
-        self.relative_keys = self.relative_values = self.rope = None
+        self.relative_keys: Embedding | None = None
+        self.relative_values: Embedding | None = None
+        self.rope: RotaryEmbedding | None = None
         if attention_type == "relative":
             self.relative_keys = self._distances()
             self.relative_values = self._distances()
@@ -116,9 +118,9 @@ class MultiHeadAttention(Module):
         if self.rope is not None:
             q, k = self.rope(q, k, start, k_start)
         if cache is not None:
-            end = cache.index + q.shape[2]
-            k = torch.cat((cache.k[:, :, : cache.index], k, cache.k[:, :, end:]), 2)
-            v = torch.cat((cache.v[:, :, : cache.index], v, cache.v[:, :, end:]), 2)
+            end = cache.length + q.shape[2]
+            k = torch.cat((cache.k[:, :, : cache.length], k, cache.k[:, :, end:]), 2)
+            v = torch.cat((cache.v[:, :, : cache.length], v, cache.v[:, :, end:]), 2)
             cache = Cache(k, v, end)
         mask = expand_mask(mask, (*q.shape[:3], k.shape[2]))
         weights = None
@@ -152,14 +154,14 @@ class MultiHeadAttention(Module):
         if cache is not None:
             if not self.causal:
                 raise ValueError("a cache needs causal=True: later keys would change what was computed")
-            return cache.index, cache.index
+            return cache.length, cache.length
         behind = k.shape[2] - q.shape[2] if self.causal else 0
         if behind < 0:
             raise ValueError(f"causal attention of {q.shape[2]} queries needs as many keys, not {k.shape[2]}")
         return behind, 0
 
     def _exact(self, q, k, v, mask, seen, distance: Tensor) -> tuple[Tensor, Tensor]:
-        if self.attention_type != "relative":
+        if self.relative_keys is None or self.relative_values is None:
             return exact_attention(q, k, v, mask, seen, self.dropout)
         near = distance.clamp(-self.window, self.window) + self.window
         bias = torch.einsum("bhqd,qkd->bhqk", q, self.relative_keys(near))

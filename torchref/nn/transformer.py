@@ -1,5 +1,7 @@
 """The transformer block, post-norm and pre-norm."""
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import Dropout, LayerNorm, Linear, Module, Sequential
 
@@ -64,7 +66,7 @@ class TransformerBlock(Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor | tuple:
-        y = self.attention(self.norm1(x) if self.norm_first else x, mask=mask, cache=cache)
+        y: Any = self.attention(self.norm1(x) if self.norm_first else x, mask=mask, cache=cache)
         if cache is not None:
             y, cache = y
         x = x + self.dropout(y)
