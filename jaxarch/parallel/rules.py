@@ -1,0 +1,91 @@
+"""Where a parameter lives follows from its path: the page's exceptions, shared patterns, then FSDP."""
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxarch.errors import UsageError
+from jaxarch.parallel.mesh import AXES
+
+Axes = tuple[str | None, ...]
+
+# Megatron's pattern (Shoeybi et al. 2019) on our layouts, which are (in, out) for Linear: the first product of
+# a pair is split by columns, the second by rows, so that one sum between devices serves both.
+TENSOR_PATTERNS: dict[str, Axes] = {
+    "*attention.w_[qkv].weight": (None, "tensor"),
+    "*attention.w_[qkv].bias": ("tensor",),
+    "*attention.w_o.weight": ("tensor", None),
+    "*.ff.0.weight": (None, "tensor"),
+    "*.ff.0.bias": ("tensor",),
+    "*.ff.3.weight": ("tensor", None),
+    "*word_embedding.weight": ("tensor", None),
+    "*lm_head.weight": (None, "tensor"),
+}
+# Below this a gather costs more than the memory it saves.
+FSDP_MINIMUM = 1024
+
+
+def shardings(
+    shapes: Mapping[str, Any], mesh: Mesh, exceptions: Mapping[str, Axes] | None = None
+) -> dict[str, NamedSharding]:
+    """A sharding for each path of `shapes` (path -> array or shape struct).
+
+    Raises:
+        UsageError: a pattern matches nothing or names an unknown axis, or an axis does not divide its
+            dimension; path, size and axis are named.
+    """
+    exceptions = exceptions or {}
+    for pattern, axes in exceptions.items():
+        if not fnmatch.filter(shapes, pattern):
+            raise UsageError(f"sharding pattern {pattern!r} matches no parameter")
+        if bad := [a for a in axes if a is not None and a not in AXES]:
+            raise UsageError(f"sharding pattern {pattern!r} names axis {bad[0]!r}; known: {', '.join(AXES)}")
+    rules = {**exceptions, **{k: v for k, v in TENSOR_PATTERNS.items() if k not in exceptions}}
+    return {p: NamedSharding(mesh, _spec(p, tuple(x.shape), mesh, rules)) for p, x in shapes.items()}
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, Axes]) -> PartitionSpec:
+    axes: list[str | None] = [None] * len(shape)
+    for pattern, given in rules.items():
+        if fnmatch.fnmatchcase(path, pattern):
+            if len(given) != len(shape):
+                raise UsageError(f"sharding of {path}: {len(given)} axes for shape {list(shape)}")
+            axes = list(given)
+            break
+    for size, axis in zip(shape, axes, strict=True):
+        if axis is not None and size % mesh.shape[axis]:
+            raise UsageError(
+                f"{path}: dimension {size} is not divisible by {axis}={mesh.shape[axis]}: change either"
+            )
+    fsdp = mesh.shape["fsdp"]
+    if fsdp > 1 and "fsdp" not in axes and math.prod(shape) >= FSDP_MINIMUM:
+        free = [i for i, n in enumerate(shape) if axes[i] is None and n % fsdp == 0]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
+    """A batch's first axis over data and fsdp.
+
+    Raises:
+        UsageError: the batch size is not divisible by their product.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % parts:
+        raise UsageError(f"batch size {size} is not divisible by data*fsdp={parts}: change either")
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def describe(shapes: Mapping[str, Any], placed: Mapping[str, NamedSharding]) -> list[dict[str, Any]]:
+    """Path, shape, axes and bytes on each device, for tables."""
+    rows = []
+    for path, x in shapes.items():
+        local = placed[path].shard_shape(tuple(x.shape))
+        spec = ", ".join(str(a) if a else "-" for a in placed[path].spec) or "replicated"
+        size = math.prod(local) * x.dtype.itemsize
+        rows.append({"path": path, "shape": list(x.shape), "spec": spec, "bytes": size})
+    return rows

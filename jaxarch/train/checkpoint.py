@@ -1,0 +1,253 @@
+"""Checkpoints: orbax arrays, a description that rebuilds the model, and a checksum for every array.
+
+A checkpoint is written under a temporary name and renamed when complete. Neither orbax nor safetensors
+notices a flipped byte in the data, so every array is summed when written and when read.
+"""
+
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxarch import catalog, state
+from jaxarch.errors import CheckpointError
+
+ARRAYS, ABOUT, SUMS = "arrays", "about.json", "checksums.json"
+FOLDER, BEST = "checkpoints", "best"
+
+_log = logging.getLogger(__name__)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Any pytree as path -> leaf; the paths are stable and unique."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(like: Any, leaves: Mapping[str, Any]) -> Any:
+    """The tree of `like` with the leaves of `flatten`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], like)
+
+
+def save(folder: Path, step: int, tree: Any, about: Mapping[str, Any], *, keep: int = 3) -> Path:
+    """Write `folder/step`, then drop all but the `keep` newest.
+
+    Args:
+        tree: the pytree of arrays; typed random keys are allowed.
+        about: JSON that says what the arrays are.
+
+    Raises:
+        CheckpointError: the disk refused; nothing of it is left and the older checkpoints are intact.
+    """
+    write(folder / str(step), tree, {**about, "step": step})
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(folder / str(old), ignore_errors=True)
+    return folder / str(step)
+
+
+def write(target: Path, tree: Any, about: Mapping[str, Any]) -> None:
+    """Write one checkpoint folder, replacing an older one of that name when complete."""
+    from orbax.checkpoint import v1 as ocp
+
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    leaves = {k: _plain(v) for k, v in flatten(tree).items()}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for stale in target.parent.glob(".*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary.mkdir()
+        ocp.save_pytree((temporary / ARRAYS).absolute(), leaves)
+        sums = {k: _sum(v) for k, v in leaves.items()}
+        (temporary / SUMS).write_text(json.dumps(sums, indent=1))
+        (temporary / ABOUT).write_text(json.dumps({**about, "versions": versions()}, indent=1))
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except Exception as e:  # orbax and tensorstore raise untyped errors when a disk is full
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__
+        raise CheckpointError(f"{target} could not be written: {reason}; free space or change --out") from e
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, oldest first."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
+
+
+def read(path: Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The verified leaves of one checkpoint by path.
+
+    Args:
+        like: abstract leaves with shardings to place the arrays; numpy arrays if None.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or not what `like` asks for.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    sums = _json(path / SUMS)
+    if like is not None:
+        for key, want in like.items():
+            found = sums.get(key, {"shape": None, "dtype": None})
+            if (found["shape"], found["dtype"]) != _form(want):
+                raise CheckpointError(
+                    f"{path}: {key} is {found['dtype']} {found['shape']}, wanted is {_form(want)}"
+                )
+    if like is not None and (extra := sorted(set(sums) - set(like))):
+        raise CheckpointError(f"{path} holds {extra[0]}, which the model does not have")
+    try:
+        with jax.enable_x64(True):  # else 64-bit arrays would be narrowed in silence
+            abstract = {k: _abstract(v, None if like is None else like[k]) for k, v in sums.items()}
+            loaded = ocp.load_pytree((path / ARRAYS).absolute(), abstract)
+    except Exception as e:  # damaged metadata and data raise untyped errors
+        raise CheckpointError(f"{path} is damaged: {str(e).strip().splitlines()[0][:200]}") from e
+    for key, value in loaded.items():
+        if _sum(value) != sums[key]:
+            raise CheckpointError(f"{path} is damaged: the data of {key} has changed since it was written")
+    if like is None:
+        return {k: np.asarray(v) for k, v in loaded.items()}
+    return {k: _typed(v, like[k]) for k, v in loaded.items()}
+
+
+def latest_intact(folder: Path, like: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """(step, leaves, about) of the newest intact checkpoint; a damaged one is logged and passed over.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    reasons = []
+    for step in reversed(steps(folder)):
+        try:
+            about = _json(folder / str(step) / ABOUT)
+            return step, read(folder / str(step), like), about
+        except CheckpointError as e:
+            _log.warning("%s; trying the checkpoint before it", e)
+            reasons.append(str(e))
+    raise CheckpointError(f"{folder}: no intact checkpoint" + (f" ({reasons[0]})" if reasons else ""))
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint on the host: where it is, what it says of itself, its parameters and other state."""
+
+    run: Path
+    path: Path
+    about: dict[str, Any]
+    params: dict[str, np.ndarray]
+    rest: dict[str, np.ndarray]
+    leaves: dict[str, np.ndarray]
+
+    def abstract(self) -> nnx.Module:
+        """The model's structure, without memory."""
+        about = self.about
+        return nnx.eval_shape(
+            lambda: catalog.create_model(about["name"], about["variant"], **about["overrides"])
+        )
+
+    def model(self) -> nnx.Module:
+        """The model with its weights.
+
+        Raises:
+            CheckpointError: the checkpoint's arrays are not the model's.
+        """
+        about = self.about
+        model = catalog.create_model(about["name"], about["variant"], **about["overrides"])
+        want = {k for k in state.flat(nnx.state(model, nnx.Not(nnx.RngState)))}
+        have = {**self.params, **self.rest}
+        if missing := sorted(want - set(have)):
+            raise CheckpointError(f"{self.path} holds no {missing[0]}: it is not a {about['name']}")
+        state.update(model, {k: jnp.asarray(have[k]) for k in want})
+        return model
+
+
+def load(path: Path) -> Restored:
+    """A checkpoint by the folder of its run (the newest intact one), or by its own folder.
+
+    Raises:
+        CheckpointError: nothing is there, or it is damaged.
+    """
+    path = Path(path)
+    if (path / ABOUT).is_file():
+        return _restored(path, path.parent.parent if path.parent.name == FOLDER else path)
+    folder = path / FOLDER
+    if not steps(folder):
+        raise CheckpointError(f"{path}: no checkpoint is there; give the folder that training wrote")
+    for step in reversed(steps(folder)):
+        try:
+            return _restored(folder / str(step), path)
+        except CheckpointError as e:
+            _log.warning("%s; trying the checkpoint before it", e)
+    raise CheckpointError(f"{path}: every checkpoint is damaged")
+
+
+def _restored(path: Path, run: Path) -> Restored:
+    about, leaves = _json(path / ABOUT), read(path)
+    groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "rest": {}}
+    for key, value in leaves.items():
+        for group, found in groups.items():
+            prefix = f"['{group}']['"
+            if key.startswith(prefix):
+                found[key[len(prefix) : -2]] = value
+    return Restored(run, path, about, groups["params"], groups["rest"], leaves)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions that bitwise resume depends on."""
+    return {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "orbax-checkpoint")}
+
+
+def _plain(value: Any) -> Any:
+    """A typed random key as its data; all else as it is."""
+    return jax.random.key_data(value) if _is_key(value) else value
+
+
+def _typed(value: Any, like: Any) -> Any:
+    """Key data as a typed key on its devices; all else as it is."""
+    return jax.device_put(jax.random.wrap_key_data(value), like.sharding) if _is_key(like) else value
+
+
+def _is_key(value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _form(value: Any) -> tuple[list[int], str]:
+    plain = jax.eval_shape(jax.random.key_data, value) if _is_key(value) else value
+    return list(plain.shape), str(plain.dtype)
+
+
+def _abstract(stored: Mapping[str, Any], like: Any) -> jax.ShapeDtypeStruct:
+    """What orbax shall read: shape and dtype as stored, placed as `like` or, for the host, on one device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if like is not None and not _is_key(like):
+        sharding = like.sharding
+    return jax.ShapeDtypeStruct(tuple(stored["shape"]), jnp.dtype(stored["dtype"]), sharding=sharding)
+
+
+def _sum(value: Any) -> dict[str, Any]:
+    host = np.asarray(value)
+    data = np.ascontiguousarray(host).view(np.uint8) if host.ndim else host.tobytes()
+    return {"shape": list(host.shape), "dtype": str(host.dtype), "crc32": zlib.crc32(data)}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete") from None
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path} is damaged: {e}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no table")
+    return content

@@ -1,0 +1,68 @@
+"""One optimizer step, jitted, with the state donated; and one evaluation step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxarch import state
+from jaxarch.train.tasks import Task
+
+
+@chex.dataclass(frozen=True)
+class TrainState:
+    """Everything that changes in training, as flat dictionaries by path."""
+
+    step: Any
+    params: state.Flat
+    rest: state.Flat
+    opt_state: Any
+
+
+def half(tree: Any) -> Any:
+    """Floating leaves as bfloat16."""
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def create_state(build: Callable[[], nnx.Module], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. Call it under jit with `out_shardings`, and it is born sharded."""
+    _, params, rest = state.split(build())
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, rest=rest, opt_state=optimizer.init(params))
+
+
+def make_train_step(
+    graph: nnx.GraphDef,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    label_smoothing: float = 0.0,
+    mixed_precision: bool = False,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """(state, batch) -> (state, {"loss", "grad_norm"}), both left on the device.
+
+    With `mixed_precision` the model computes in bfloat16; parameters, moments and running statistics stay
+    as they are. Gradients of a batch are those of the whole batch, however it is sharded.
+    """
+
+    def step(before: TrainState, batch):
+        def loss_of(params):
+            model = state.merge(graph, half(params) if mixed_precision else params, before.rest)
+            loss = task.loss(model, half(batch) if mixed_precision else batch, label_smoothing)
+            return loss.astype(jnp.promote_types(loss.dtype, jnp.float32)), state.rest_of(model)
+
+        (loss, rest), gradients = jax.value_and_grad(loss_of, has_aux=True)(before.params)
+        updates, opt_state = optimizer.update(gradients, before.opt_state, before.params)
+        params = optax.apply_updates(before.params, updates)
+        after = TrainState(step=before.step + 1, params=params, rest=rest, opt_state=opt_state)
+        return after, {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(graph: nnx.GraphDef, task: Task) -> Callable[..., dict[str, jax.Array]]:
+    """(params, rest, batch) -> the task's sums over the batch; `graph` is that of a model in eval mode."""
+    return jax.jit(lambda params, rest, batch: task.count(state.merge(graph, params, rest), batch))
