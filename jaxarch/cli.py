@@ -74,7 +74,8 @@ def build_parser() -> Parser:
     sub.add_argument("--family", metavar="F", help=f"one of {', '.join(FAMILIES)}")
     sub.add_argument("--all", action="store_true", help="every architecture")
     sub.add_argument("--variant", metavar="V", help="only this variant; default: every tiny one")
-    sub.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON; to stdout without FILE")
+    text = "write JSON; without FILE, to stdout"
+    sub.add_argument("--json", metavar="FILE", nargs="?", const="-", help=text)
     sub.add_argument("--html", metavar="FILE", help="write a report")
 
     sub = command("convert", convert_command, "Convert weights between torch, safetensors and orbax.")

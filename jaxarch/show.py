@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxarch import catalog, state
+from jaxarch.calls import observe
 from jaxarch.spec import KINDS
 
 
@@ -73,7 +74,7 @@ def module_flops(model: nnx.Module, inputs: Mapping[str, Any]) -> dict[str, int]
 
     def forward(params, rest, inputs):
         merged = state.merge(graph, params, rest)
-        with named_calls(merged):
+        with observe(merged, _named):
             return merged(**inputs)
 
     jaxpr = jax.make_jaxpr(forward)(params, rest, dict(inputs))
@@ -88,35 +89,11 @@ def module_flops(model: nnx.Module, inputs: Mapping[str, Any]) -> dict[str, int]
 
 
 _MARK = "module:"
-CALL = "__call__"
 
 
-class named_calls:
-    """Within the context, calls of the model's modules carry their path as a `jax.named_scope`."""
-
-    def __init__(self, model: nnx.Module):
-        self.paths = {id(module): state.join(path) for path, module in nnx.iter_modules(model)}
-        self.classes = {type(module) for _, module in nnx.iter_modules(model) if callable(module)}
-        self.own: dict[type, Any] = {}
-
-    def __enter__(self):
-        for cls in self.classes:
-            self.own[cls] = vars(cls).get(CALL)
-            setattr(cls, CALL, self._wrapped(getattr(cls, CALL)))
-
-    def __exit__(self, *exc):
-        for cls, call in self.own.items():
-            if call is None:
-                delattr(cls, CALL)
-            else:
-                setattr(cls, CALL, call)
-
-    def _wrapped(self, call):
-        def wrapped(module, *args, **kwargs):
-            with jax.named_scope(_MARK + self.paths.get(id(module), "")):
-                return call(module, *args, **kwargs)
-
-        return wrapped
+def _named(path: str, run: Callable[[], Any]) -> Any:
+    with jax.named_scope(_MARK + path):
+        return run()
 
 
 def _flops(jaxpr, times: int, outer: str) -> Iterator[tuple[int, str]]:
