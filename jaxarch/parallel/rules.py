@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxarch.errors import UsageError
 from jaxarch.parallel.mesh import AXES
 
-Axes = tuple[str | None, ...]
+# For each dimension an axis, several, or none.
+Axes = tuple[str | tuple[str, ...] | None, ...]
 
 # Megatron's pattern (Shoeybi et al. 2019) on our layouts, which are (in, out) for Linear: the first product of
 # a pair is split by columns, the second by rows, so that one sum between devices serves both.
@@ -21,7 +22,8 @@ TENSOR_PATTERNS: dict[str, Axes] = {
     "*.ff.0.weight": (None, "tensor"),
     "*.ff.0.bias": ("tensor",),
     "*.ff.3.weight": ("tensor", None),
-    "*word_embedding.weight": ("tensor", None),
+    # FSDP too takes rows: the width of a row is the width of activations, whose batch fsdp splits already.
+    "*word_embedding.weight": (("tensor", "fsdp"), None),
     "*lm_head.weight": (None, "tensor"),
 }
 # Below this a gather costs more than the memory it saves.
@@ -41,14 +43,14 @@ def shardings(
     for pattern, axes in exceptions.items():
         if not fnmatch.filter(shapes, pattern):
             raise UsageError(f"sharding pattern {pattern!r} matches no parameter")
-        if bad := [a for a in axes if a is not None and a not in AXES]:
+        if bad := [a for a in _names(axes) if a not in AXES]:
             raise UsageError(f"sharding pattern {pattern!r} names axis {bad[0]!r}; known: {', '.join(AXES)}")
     rules = {**exceptions, **{k: v for k, v in TENSOR_PATTERNS.items() if k not in exceptions}}
     return {p: NamedSharding(mesh, _spec(p, tuple(x.shape), mesh, rules)) for p, x in shapes.items()}
 
 
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, Axes]) -> PartitionSpec:
-    axes: list[str | None] = [None] * len(shape)
+    axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
     for pattern, given in rules.items():
         if fnmatch.fnmatchcase(path, pattern):
             if len(given) != len(shape):
@@ -56,16 +58,21 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, Axe
             axes = list(given)
             break
     for size, axis in zip(shape, axes, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
-            raise UsageError(
-                f"{path}: dimension {size} is not divisible by {axis}={mesh.shape[axis]}: change either"
-            )
+        parts = math.prod(mesh.shape[a] for a in _names((axis,)))
+        if size % parts:
+            name = "*".join(_names((axis,)))
+            raise UsageError(f"{path}: dimension {size} is not divisible by {name}={parts}: change either")
     fsdp = mesh.shape["fsdp"]
-    if fsdp > 1 and "fsdp" not in axes and math.prod(shape) >= FSDP_MINIMUM:
+    if fsdp > 1 and "fsdp" not in _names(axes) and math.prod(shape) >= FSDP_MINIMUM:
         free = [i for i, n in enumerate(shape) if axes[i] is None and n % fsdp == 0]
         if free:
             axes[max(free, key=lambda i: shape[i])] = "fsdp"
     return PartitionSpec(*axes)
+
+
+def _names(axes) -> list[str]:
+    """The axes that are named, of one dimension or several."""
+    return [a for entry in axes if entry is not None for a in ((entry,) if isinstance(entry, str) else entry)]
 
 
 def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
