@@ -51,7 +51,9 @@ class Source(NamedTuple):
             yield batch
 
 
-def load(name: str, *, out: Path, arguments: Mapping[str, Any], options: Mapping[str, Any], seed: int) -> Source:
+def load(
+    name: str, *, out: Path, arguments: Mapping[str, Any], options: Mapping[str, Any], seed: int
+) -> Source:
     """The data of a recipe. `out` is where a tokenizer is kept; `arguments` are the model's.
 
     Raises:
@@ -96,7 +98,10 @@ def stdlib_lines(*, per_class: int = 6000, seed: int = 0, **_: Any) -> Source:
         raise DataError(f"the standard library's source is not at {folder}: install Python's full package")
     rng = np.random.default_rng(0)
     parts = []
-    for chosen, count in ((files[::5], per_class // 5), ([f for i, f in enumerate(files) if i % 5], per_class)):
+    for chosen, count in (
+        (files[::5], per_class // 5),
+        ([f for i, f in enumerate(files) if i % 5], per_class),
+    ):
         by_kind: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for file in chosen:
             for kind, line in _lines(file.read_text(encoding="utf-8", errors="replace")):

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -114,9 +113,7 @@ def recipe_of(
             raise unknown("setting", key, ["train.FIELD", "model.ARGUMENT"])
     recipe = dataclasses.replace(entry.train, **{"variant": variant or entry.train.variant, **values})
     arguments = catalog.arguments(name, recipe.variant, overrides)
-    filled = {
-        k: arguments.get(k, default) for k, default in DEFAULTS.items() if getattr(recipe, k) is None
-    }
+    filled = {k: arguments.get(k, default) for k, default in DEFAULTS.items() if getattr(recipe, k) is None}
     recipe = dataclasses.replace(recipe, **filled)
     if "warmup_steps" not in values and "steps" in values:
         # The page's warm-up is meant for the page's length; a shorter run warms up for all of it at most.
@@ -125,13 +122,13 @@ def recipe_of(
         if getattr(recipe, field) < 1:
             raise UsageError(f"train.{field} must be at least 1, not {getattr(recipe, field)}")
     if recipe.batch_size % recipe.accumulate:
-        raise UsageError(f"train.accumulate {recipe.accumulate} does not divide batch_size {recipe.batch_size}")
+        raise UsageError(
+            f"train.accumulate {recipe.accumulate} does not divide batch_size {recipe.batch_size}"
+        )
     return recipe, recipe.variant, overrides
 
 
-def prepare(
-    name: str, *, variant: str | None, settings: Mapping[str, str], mesh: str, out: Path
-) -> Run:
+def prepare(name: str, *, variant: str | None, settings: Mapping[str, str], mesh: str, out: Path) -> Run:
     """Check everything that can be checked before the first step, and compile nothing yet.
 
     Raises:
@@ -144,12 +141,9 @@ def prepare(
     arguments = catalog.arguments(name, variant, overrides)
     source = data.load(recipe.data, out=out, arguments=arguments, options=recipe.options, seed=recipe.seed)
     task = tasks.task(recipe.task)
-    schedule = optim.create_schedule(
-        recipe.schedule, recipe.learning_rate, recipe.warmup_steps, recipe.steps
-    )
     optimizer = optim.create_optimizer(
         recipe.optimizer,
-        learning_rate=schedule,
+        learning_rate=schedule_of(recipe),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
     )
@@ -175,6 +169,13 @@ def prepare(
     init = jax.jit(create, out_shardings=placed)
     return Run(
         name, variant, overrides, recipe, devices, task, source, optimizer, graph, eval_graph, abstract, init
+    )
+
+
+def schedule_of(recipe: Recipe) -> Any:
+    """The learning rate of each step of a recipe whose values are filled in."""
+    return optim.create_schedule(
+        recipe.schedule, recipe.learning_rate or 0.0, recipe.warmup_steps or 0, recipe.steps
     )
 
 
@@ -230,7 +231,9 @@ def fit(
         stale = about.get("stale", 0)
         for key in ("name", "variant", "recipe"):
             if about[key] != json.loads(json.dumps(run.about()[key])):
-                raise UsageError(f"{out} was trained with another {key}: repeat its settings or choose another --out")
+                raise UsageError(
+                    f"{out} was trained with another {key}: repeat its settings or choose another --out"
+                )
     else:
         start, current, best, stale = 0, run.init(), None, 0
     out.mkdir(parents=True, exist_ok=True)
@@ -254,9 +257,7 @@ class _Loop:
             mixed_precision=recipe.mixed_precision,
         )
         self.count = step.make_eval_step(run.eval_graph, run.task)
-        self.schedule = optim.create_schedule(
-            recipe.schedule, recipe.learning_rate, recipe.warmup_steps, recipe.steps
-        )
+        self.schedule = schedule_of(recipe)
 
     def run_to(self, current: step.TrainState, start: int, stop_at: int | None) -> FitResult:
         from tensorboardX import SummaryWriter
@@ -363,7 +364,9 @@ def _bar(show: bool, run: Run, total: int, start: int) -> Iterator[Any]:
     )
     items, begun = run.recipe.batch_size * run.source.items, time.monotonic()
     with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
-        bar = progress.add_task("", total=total, completed=start, loss=math.nan, speed=0.0, unit=run.source.unit)
+        bar = progress.add_task(
+            "", total=total, completed=start, loss=math.nan, speed=0.0, unit=run.source.unit
+        )
 
         def advance(row: Mapping[str, Any]) -> None:
             speed = (row["step"] - start) * items / max(time.monotonic() - begun, 1e-9)

@@ -25,13 +25,17 @@ class TrainState:
 
 def half(tree: Any) -> Any:
     """Floating leaves as bfloat16."""
-    return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    return jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
 
 
 def create_state(build: Callable[[], nnx.Module], optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step. Call it under jit with `out_shardings`, and it is born sharded."""
     _, params, rest = state.split(build())
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, rest=rest, opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, rest=rest, opt_state=optimizer.init(params)
+    )
 
 
 def make_train_step(

@@ -34,7 +34,9 @@ def train_tokenizer(texts: list[str], vocab_size: int, out: Path):
     if path.exists():
         kept = tokenizers.Tokenizer.from_file(str(path))
         if kept.get_vocab_size() > vocab_size:
-            raise DataError(f"{path} has {kept.get_vocab_size()} tokens, the model {vocab_size}: use another --out")
+            raise DataError(
+                f"{path} has {kept.get_vocab_size()} tokens, the model {vocab_size}: use another --out"
+            )
         return kept
     if vocab_size < 257:
         raise UsageError(f"vocab_size {vocab_size} is too small: byte-level BPE starts from 257 tokens")
@@ -80,7 +82,9 @@ def windows(ids: np.ndarray, length: int, stride: int) -> np.ndarray:
         DataError: there is less text than one window.
     """
     if len(ids) < length:
-        raise DataError(f"the text has {len(ids)} tokens, fewer than one window of {length}: lower max_seq_len")
+        raise DataError(
+            f"the text has {len(ids)} tokens, fewer than one window of {length}: lower max_seq_len"
+        )
     return np.lib.stride_tricks.sliding_window_view(ids, length)[::stride].copy()
 
 
