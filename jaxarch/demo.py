@@ -200,8 +200,8 @@ def _step_both(run, middle: checkpoint.Restored, rows, report: Report, reference
     fresh = step.TrainState(
         step=jnp.zeros((), jnp.int32), params=params, rest=rest, opt_state=run.optimizer.init(params)
     )
-    saved = {k: v for k, v in checkpoint.flatten(fresh).items()}
-    moments = {k: v for k, v in middle.leaves.items() if k in saved and "rngs" not in k}
+    saved = checkpoint.flatten(fresh)
+    moments = {k: v for k, v in middle.leaves.items() if k in saved and ".rngs." not in k}
     current = checkpoint.unflatten(
         fresh, {k: jnp.asarray(moments[k]).astype(v.dtype) if k in moments else v for k, v in saved.items()}
     )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxarch.errors import DataError
 from jaxarch.nn import init
-from jaxarch.nn.module import Module, Perm, from_torch_layout
+from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
 
 
 class Linear(Module):
@@ -26,11 +26,9 @@ class Linear(Module):
         weight = init.torch_default(rngs.params(), (out_features, in_features))
         self.in_features, self.out_features = in_features, out_features
         self.weight = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight"]))
-        if bias:
-            bound = 1 / math.sqrt(in_features)
-            self.bias = nnx.Param(init.uniform(bound)(rngs.params(), (out_features,)))
-        else:
-            self.bias = nnx.data(None)
+        bound = 1 / math.sqrt(in_features)
+        drawn = init.uniform(bound)(rngs.params(), (out_features,)) if bias else None
+        self.bias = optional(drawn)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         y = x @ self.weight[...]

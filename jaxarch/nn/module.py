@@ -22,6 +22,11 @@ class Buffer(nnx.Variable):
     """State that is saved with the model and not trained: torch's register_buffer."""
 
 
+def optional(value) -> nnx.Param | None:
+    """A parameter, or what stands for one that a layer was built without."""
+    return nnx.data(None) if value is None else nnx.Param(value)
+
+
 def from_torch_layout(value, perm: Perm):
     """An array of torch's layout in ours."""
     return value if perm is None else jnp.transpose(value, perm)

@@ -87,7 +87,7 @@ def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def describe(shapes: Mapping[str, Any], placed: Mapping[str, NamedSharding]) -> list[dict[str, Any]]:
+def describe(shapes: Mapping[str, Any], placed: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Path, shape, axes and bytes on each device, for tables."""
     rows = []
     for path, x in shapes.items():

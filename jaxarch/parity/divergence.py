@@ -95,7 +95,7 @@ def _jax_record(pair: Pair, masks: Masks, cotangents: Arrays) -> tuple[dict[str,
             found = leaves(model(**inputs))
         return {k: v for k, v in found.items() if k in cotangents}, seen
 
-    _, shapes = jax.eval_shape(lambda *a: forward(*a, None), params, rest, inputs, masks)
+    _, shapes = jax.eval_shape(forward, params, rest, inputs, masks, None)
     nudges = {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items() if "float" in str(v.dtype)}
     seeds = {k: jnp.asarray(to_jax(v, pair.outputs)) for k, v in cotangents.items()}
 

@@ -84,7 +84,8 @@ class Pair:
 
     def known_weights(self) -> dict[str, np.ndarray]:
         """torch's weights as numpy; of keys that share memory (tied weights) those that our model has."""
-        ours, owners = {r.torch for r in self.rows}, {}
+        ours = {r.torch for r in self.rows}
+        owners: dict[int, list[str]] = {}
         tensors = self.torch.state_dict(keep_vars=True)
         for key, value in tensors.items():
             owners.setdefault(id(value), []).append(key)
@@ -143,7 +144,7 @@ def draw_inputs(entry: Page, arguments: Mapping[str, Any], seed: int) -> dict[st
         values[rng.permutation(count)[:2]] = (high, 1)[:count]
         return values
 
-    drawn = {}
+    drawn: dict[str, np.ndarray] = {}
     for key, spec in entry.inputs.items():
         shape = tuple(size(s) for s in spec.shape)
         match spec.kind:

@@ -31,13 +31,17 @@ _log = logging.getLogger(__name__)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Any pytree as path -> leaf; the paths are stable and unique."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """Any pytree as path -> leaf, for example `params/layers.0.norm1.weight` of a TrainState."""
+    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def unflatten(like: Any, leaves: Mapping[str, Any]) -> Any:
     """The tree of `like` with the leaves of `flatten`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], like)
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[_path(path)], like)
+
+
+def _path(keys: tuple) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def save(folder: Path, step: int, tree: Any, about: Mapping[str, Any], *, keep: int = 3) -> Path:
@@ -163,7 +167,7 @@ class Restored:
         """
         about = self.about
         model = catalog.create_model(about["name"], about["variant"], **about["overrides"])
-        want = {k for k in state.flat(nnx.state(model, nnx.Not(nnx.RngState)))}
+        want = set(state.flat(nnx.state(model, nnx.Not(nnx.RngState))))
         have = {**self.params, **self.rest}
         if missing := sorted(want - set(have)):
             raise CheckpointError(f"{self.path} holds no {missing[0]}: it is not a {about['name']}")
@@ -196,9 +200,8 @@ def _restored(path: Path, run: Path) -> Restored:
     groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "rest": {}}
     for key, value in leaves.items():
         for group, found in groups.items():
-            prefix = f"['{group}']['"
-            if key.startswith(prefix):
-                found[key[len(prefix) : -2]] = value
+            if key.startswith(f"{group}/"):
+                found[key.removeprefix(f"{group}/")] = value
     return Restored(run, path, about, groups["params"], groups["rest"], leaves)
 
 
@@ -237,8 +240,8 @@ def _abstract(stored: Mapping[str, Any], like: Any) -> jax.ShapeDtypeStruct:
 
 def _sum(value: Any) -> dict[str, Any]:
     host = np.asarray(value)
-    data = np.ascontiguousarray(host).view(np.uint8) if host.ndim else host.tobytes()
-    return {"shape": list(host.shape), "dtype": str(host.dtype), "crc32": zlib.crc32(data)}
+    data = np.ascontiguousarray(host).reshape(-1).view(np.uint8)
+    return {"shape": list(host.shape), "dtype": str(host.dtype), "crc32": zlib.crc32(data.data)}
 
 
 def _json(path: Path) -> dict[str, Any]:

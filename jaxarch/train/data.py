@@ -122,11 +122,11 @@ def _lines(source: str) -> Iterator[tuple[str, str]]:
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (SyntaxError, tokenize.TokenError):
         return
-    documented = set()
+    documented: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            text = node.body[0]
-            documented.update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+            first = node.body[0]
+            documented.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     comments = {t.start[0] for t in tokens if t.type == tokenize.COMMENT and not t.line[: t.start[1]].strip()}
     strings = {i for t in tokens if t.type == tokenize.STRING for i in range(t.start[0], t.end[0] + 1)}
     for number, line in enumerate(source.splitlines(), 1):

@@ -144,8 +144,8 @@ def prepare(name: str, *, variant: str | None, settings: Mapping[str, str], mesh
     optimizer = optim.create_optimizer(
         recipe.optimizer,
         learning_rate=schedule_of(recipe),
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
+        weight_decay=recipe.weight_decay or 0.0,
+        max_grad_norm=recipe.max_grad_norm or 0.0,
     )
     sample = source.batch(recipe.seed, 0, recipe.batch_size)
 
@@ -185,8 +185,8 @@ def placement(abstract: step.TrainState, mesh: jax.sharding.Mesh, exceptions: Ma
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def moment(path, leaf):
-        key = next((k.key for k in reversed(path) if isinstance(k, jax.tree_util.DictKey)), None)
-        return by_path.get(key, everywhere)
+        keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+        return by_path.get(keys[-1], everywhere) if keys else everywhere
 
     return step.TrainState(
         step=everywhere,
@@ -253,8 +253,8 @@ class _Loop:
             run.graph,
             run.task,
             run.optimizer,
-            label_smoothing=recipe.label_smoothing,
-            mixed_precision=recipe.mixed_precision,
+            label_smoothing=recipe.label_smoothing or 0.0,
+            mixed_precision=bool(recipe.mixed_precision),
         )
         self.count = step.make_eval_step(run.eval_graph, run.task)
         self.schedule = schedule_of(recipe)

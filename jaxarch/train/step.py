@@ -1,9 +1,8 @@
 """One optimizer step, jitted, with the state donated; and one evaluation step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,13 +12,19 @@ from jaxarch import state
 from jaxarch.train.tasks import Task
 
 
-@chex.dataclass(frozen=True)
+if TYPE_CHECKING:  # the type checker knows the standard library's decorator, not chex's
+    from dataclasses import dataclass
+else:
+    from chex import dataclass
+
+
+@dataclass(frozen=True)
 class TrainState:
     """Everything that changes in training, as flat dictionaries by path."""
 
     step: Any
-    params: state.Flat
-    rest: state.Flat
+    params: dict[str, Any]
+    rest: dict[str, Any]
     opt_state: Any
 
 
@@ -69,4 +74,4 @@ def make_train_step(
 
 def make_eval_step(graph: nnx.GraphDef, task: Task) -> Callable[..., dict[str, jax.Array]]:
     """(params, rest, batch) -> the task's sums over the batch; `graph` is that of a model in eval mode."""
-    return jax.jit(lambda params, rest, batch: task.count(state.merge(graph, params, rest), batch))
+    return jax.jit(lambda params, rest, batch: task.tally(state.merge(graph, params, rest), batch))

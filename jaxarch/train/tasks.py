@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,17 +12,17 @@ from jaxarch import nn
 from jaxarch.errors import unknown
 from jaxarch.train.losses import cross_entropy
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 
 
 class Task(NamedTuple):
     """wrap(model, sample, classes, rngs) -> model; loss(model, batch, smoothing) -> scalar;
-    count(model, batch) -> sums over the batch; summary(sums) -> metrics; score: the metric that selects the
+    tally(model, batch) -> sums over the batch; summary(sums) -> metrics; score: the metric that selects the
     best checkpoint, and whether more of it is better."""
 
     wrap: Callable[[nnx.Module, Batch, int, nnx.Rngs], nnx.Module]
     loss: Callable[[nnx.Module, Batch, float], Array]
-    count: Callable[[nnx.Module, Batch], dict[str, Array]]
+    tally: Callable[[nnx.Module, Batch], dict[str, Array]]
     summary: Callable[[Mapping[str, float]], dict[str, float]]
     score: tuple[str, bool]
 
