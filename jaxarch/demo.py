@@ -194,7 +194,8 @@ def _step_both(run, middle: checkpoint.Restored, rows, report: Report, reference
     """The next steps of both frameworks from one checkpoint, moments included; -> errors by column."""
     import torch
 
-    model = middle.model()
+    model = catalog.create_model(NAME, middle.about["variant"])
+    load_state_dict(model, to_torch(layout(model), {**middle.params, **middle.rest}))
     model.eval()
     graph, params, rest = state.split(model)
     fresh = step.TrainState(
@@ -224,7 +225,7 @@ def _step_both(run, middle: checkpoint.Restored, rows, report: Report, reference
         optimizer_state=optimizer,
         start_step=start,
     )
-    ours = to_torch_optimizer(rows, current.opt_state)["state"]
+    ours = to_torch_optimizer(rows, current.opt_state)
     named = dict(theirs.named_parameters())
     errors = {
         "stepped": _compared(
@@ -236,7 +237,7 @@ def _step_both(run, middle: checkpoint.Restored, rows, report: Report, reference
         errors[moment] = _compared(a, {k: np.asarray(v[moment]) for k, v in ours.items()})
     for what, error in errors.items():
         names = {"stepped": "weights", "exp_avg": "first moments", "exp_avg_sq": "second moments"}
-        report.below(f"{names[what]} after {STEPS} more AdamW steps from step {start}", error.worst)
+        report.below(f"{names[what]} after {STEPS} more steps", error.worst)
     return errors
 
 
