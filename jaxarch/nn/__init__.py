@@ -12,13 +12,26 @@ from jaxarch.nn.attention import (
     MultiHeadAttentionWithRelativePosition,
     attention,
 )
+from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from jaxarch.nn.containers import ModuleList, Sequential
+from jaxarch.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
 from jaxarch.nn.init import INITIALIZERS, initialized, initializer
 from jaxarch.nn.linear import Embedding, Linear, check_ids
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from jaxarch.nn.module import Buffer, Module, wide_dtype
-from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, LayerNorm
+from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
+from jaxarch.nn.pool import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    Flatten,
+    MaxPool1d,
+    MaxPool2d,
+)
 from jaxarch.nn.position import (
     AdvancedPositionalEncoding,
     PositionalEncoding,

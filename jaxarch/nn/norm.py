@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.init import float_dtype
-from jaxarch.nn.module import Module, wide_dtype
+from jaxarch.nn.module import Module, optional, wide_dtype
 
 
 class BatchNorm(Module):
@@ -28,14 +29,13 @@ class BatchNorm(Module):
     ):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.use_running_average, self.frozen = False, False
-        self.weight = nnx.Param(jnp.ones(num_features, float_dtype())) if affine else nnx.data(None)
-        self.bias = nnx.Param(jnp.zeros(num_features, float_dtype())) if affine else nnx.data(None)
+        self.weight = optional(jnp.ones(num_features, float_dtype()) if affine else None)
+        self.bias = optional(jnp.zeros(num_features, float_dtype()) if affine else None)
+        self.track_running_stats = track_running_stats
         if track_running_stats:
             self.running_mean = nnx.BatchStat(jnp.zeros(num_features, float_dtype()))
             self.running_var = nnx.BatchStat(jnp.ones(num_features, float_dtype()))
             self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.result_type(int)))
-        else:
-            self.running_mean = self.running_var = self.num_batches_tracked = nnx.data(None)
 
     def freeze(self, frozen: bool = True) -> None:
         """Normalise by the running statistics, and leave them alone, in train mode too: torch's `bn.eval()`."""
@@ -43,25 +43,25 @@ class BatchNorm(Module):
 
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         wide = x.astype(wide_dtype(x.dtype))
-        if self.running_mean is not None and (self.use_running_average or self.frozen):
+        if self.track_running_stats and (self.use_running_average or self.frozen):
             mean, var = self.running_mean[...], self.running_var[...]
         else:
-            axes = tuple(range(x.ndim - 1))
+            axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            if n == 1:
+                raise DataError(
+                    f"batch norm in train mode needs more than 1 value per channel, x is {x.shape}"
+                )
             mean, var = wide.mean(axes), wide.var(axes)
-            if self.running_mean is not None:
-                self._remember(mean, var, x.size // x.shape[-1])
+            if self.track_running_stats:
+                self._remember(mean, var, n)
         y = (wide - mean) * jax.lax.rsqrt(var + self.eps)
-        if self.weight is not None:
-            y = y * self.weight[...] + self.bias[...]
-        return y.astype(x.dtype)
+        return affine_of(y.astype(x.dtype), self.weight, self.bias)
 
     def _remember(self, mean: Float[Array, " c"], var: Float[Array, " c"], n: int) -> None:
-        self.num_batches_tracked[...] = self.num_batches_tracked[...] + 1
-        if self.momentum is None:
-            k = 1 / self.num_batches_tracked[...].astype(mean.dtype)
-        else:
-            k = self.momentum
+        count = self.num_batches_tracked[...] + 1
+        k = self.momentum if self.momentum is not None else 1 / count.astype(mean.dtype)
         unbiased = var * (n / (n - 1))
+        self.num_batches_tracked[...] = count
         self.running_mean[...] = (1 - k) * self.running_mean[...] + k * jax.lax.stop_gradient(mean)
         self.running_var[...] = (1 - k) * self.running_var[...] + k * jax.lax.stop_gradient(unbiased)
 
@@ -91,15 +91,71 @@ class LayerNorm(Module):
     ):
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.normalized_shape, self.eps = shape, eps
-        self.weight = nnx.Param(jnp.ones(shape, float_dtype())) if elementwise_affine else nnx.data(None)
-        has_bias = elementwise_affine and bias
-        self.bias = nnx.Param(jnp.zeros(shape, float_dtype())) if has_bias else nnx.data(None)
+        self.weight = optional(jnp.ones(shape, float_dtype()) if elementwise_affine else None)
+        self.bias = optional(jnp.zeros(shape, float_dtype()) if elementwise_affine and bias else None)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        axes = tuple(range(-len(self.normalized_shape), 0))
+        y = standardize(x, tuple(range(-len(self.normalized_shape), 0)), self.eps)
+        return affine_of(y, self.weight, self.bias)
+
+
+class GroupNorm(Module):
+    """torch's GroupNorm, channels last (Wu and He 2018, arXiv:1803.08494). (B, ..., C) -> the same.
+
+    Raises:
+        UsageError: the groups do not divide the channels.
+    """
+
+    def __init__(
+        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, *, rngs: nnx.Rngs
+    ):
+        if num_channels % num_groups:
+            raise UsageError(f"num_groups {num_groups} does not divide num_channels {num_channels}")
+        self.num_groups, self.eps = num_groups, eps
+        self.weight = optional(jnp.ones(num_channels, float_dtype()) if affine else None)
+        self.bias = optional(jnp.zeros(num_channels, float_dtype()) if affine else None)
+
+    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
+        axes = (*range(1, x.ndim - 1), x.ndim)
+        return affine_of(standardize(grouped, axes, self.eps).reshape(x.shape), self.weight, self.bias)
+
+
+class RMSNorm(Module):
+    """torch's RMSNorm over the last axes (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+    (..., *normalized_shape) -> the same. eps=None is the input dtype's machine epsilon, as in torch.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape, self.eps = shape, eps
+        self.weight = optional(jnp.ones(shape, float_dtype()) if elementwise_affine else None)
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         wide = x.astype(wide_dtype(x.dtype))
-        mean = wide.mean(axes, keepdims=True)
-        var = jnp.square(wide - mean).mean(axes, keepdims=True)
-        y = ((wide - mean) * jax.lax.rsqrt(var + self.eps)).astype(x.dtype)
-        y = y if self.weight is None else y * self.weight[...]
-        return y if self.bias is None else y + self.bias[...]
+        eps = float(jnp.finfo(x.dtype).eps) if self.eps is None else self.eps
+        axes = tuple(range(-len(self.normalized_shape), 0))
+        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(axes, keepdims=True) + eps)
+        return affine_of(y.astype(x.dtype), self.weight, None)
+
+
+def standardize(x: Float[Array, "*shape"], axes: tuple[int, ...], eps: float) -> Float[Array, "*shape"]:
+    """(x - mean) / sqrt(variance + eps) over axes, in two passes: E[x^2] - E[x]^2 would cancel."""
+    wide = x.astype(wide_dtype(x.dtype))
+    centred = wide - wide.mean(axes, keepdims=True)
+    var = jnp.square(centred).mean(axes, keepdims=True)
+    return (centred * jax.lax.rsqrt(var + eps)).astype(x.dtype)
+
+
+def affine_of(y: Array, weight: nnx.Param | None, bias: nnx.Param | None) -> Array:
+    """y * weight + bias, without what the layer does not have."""
+    y = y if weight is None else y * weight[...].astype(y.dtype)
+    return y if bias is None else y + bias[...].astype(y.dtype)

@@ -1,15 +1,31 @@
 """torch.nn's layers, and those of the catalog that torch lacks, under the names `jaxarch.nn` uses."""
 
 from torch.nn import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
     BatchNorm1d,
+    BatchNorm2d,
+    Conv1d,
+    Conv2d,
+    ConvTranspose1d,
+    ConvTranspose2d,
     Dropout,
     Dropout1d,
     Dropout2d,
     Embedding,
+    Flatten,
+    GroupNorm,
     LayerNorm,
     Linear,
+    MaxPool1d,
+    MaxPool2d,
     Module,
     ModuleList,
+    RMSNorm,
     Sequential,
 )
 
@@ -21,6 +37,7 @@ from torchref.nn.attention import (
     MultiHeadAttentionWithRelativePosition,
     attention,
 )
+from torchref.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from torchref.nn.init import INITIALIZERS, initialized, initializer
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from torchref.nn.position import (

@@ -1,0 +1,208 @@
+"""Convolutions with torch's arguments, channels last: signals (B, T, C), images (B, H, W, C)."""
+
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxarch.errors import DataError, UsageError
+from jaxarch.nn import init
+from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
+
+Size = int | tuple[int, ...]
+
+
+def per_axis(value: Size, rank: int, what: str) -> tuple[int, ...]:
+    """An int for every spatial axis, or the tuple that was given.
+
+    Raises:
+        UsageError: the tuple has another length than there are axes.
+    """
+    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(sizes) != rank:
+        raise UsageError(f"{what} {value} needs {rank} numbers")
+    return sizes
+
+
+class _Conv(Module):
+    """What convolutions of every rank share; the weight is stored (*kernel, in / groups, out)."""
+
+    rank: ClassVar[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        check_groups(in_channels, out_channels, groups)
+        self.in_channels, self.groups = in_channels, groups
+        self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size")
+        self.stride = per_axis(stride, self.rank, "stride")
+        self.dilation = per_axis(dilation, self.rank, "dilation")
+        self.padding = self._pads(padding)
+        shape = (out_channels, in_channels // groups, *self.kernel_size)
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        weight = init.torch_default(rngs.params(), shape)
+        self.weight = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight"]))
+        self.bias = optional(init.uniform(bound)(rngs.params(), (out_channels,)) if bias else None)
+
+    def _pads(self, padding: Size | str) -> tuple[tuple[int, int], ...]:
+        """(before, after) of each axis. torch pads both sides alike, but for "same" of an even kernel."""
+        if padding == "valid":
+            return ((0, 0),) * self.rank
+        if padding == "same":
+            if max(self.stride) > 1:
+                raise UsageError("padding 'same' needs stride 1, as in torch: give the padding as a number")
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return tuple((t // 2, t - t // 2) for t in totals)
+        if isinstance(padding, str):
+            raise UsageError(f"padding must be a number, 'same' or 'valid', not {padding!r}")
+        return tuple((p, p) for p in per_axis(padding, self.rank, "padding"))
+
+    def _convolve(self, x: Array) -> Array:
+        check_channels(x, self.in_channels)
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.weight[...],
+            self.stride,
+            self.padding,
+            rhs_dilation=self.dilation,
+            feature_group_count=self.groups,
+            dimension_numbers=DIMENSIONS[self.rank],
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
+
+
+class Conv1d(_Conv):
+    """torch.nn.Conv1d. (B, T, in_channels) -> (B, T', out_channels).
+
+    Raises:
+        UsageError: groups that do not divide the channels, an unknown padding.
+        DataError: in the call, another number of channels.
+    """
+
+    rank = 1
+    LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 1, 0)}
+
+    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b u o"]:
+        return self._convolve(x)
+
+
+class Conv2d(_Conv):
+    """torch.nn.Conv2d. (B, H, W, in_channels) -> (B, H', W', out_channels). Errors: `Conv1d`."""
+
+    rank = 2
+    LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 3, 1, 0)}
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v o"]:
+        return self._convolve(x)
+
+
+class _ConvTranspose(Module):
+    """The gradient of a convolution; torch's weight is (in, out / groups, *kernel)."""
+
+    rank: ClassVar[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Size = 1,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        check_groups(in_channels, out_channels, groups)
+        self.in_channels, self.groups = in_channels, groups
+        self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size")
+        self.stride = per_axis(stride, self.rank, "stride")
+        self.padding = per_axis(padding, self.rank, "padding")
+        self.output_padding = per_axis(output_padding, self.rank, "output_padding")
+        self.dilation = per_axis(dilation, self.rank, "dilation")
+        for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
+            if extra >= max(s, d):
+                raise UsageError(f"output_padding {extra} must be smaller than stride {s} or dilation {d}")
+        shape = (in_channels, out_channels // groups, *self.kernel_size)
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        weight = init.torch_default(rngs.params(), shape)
+        self.weight = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight"]))
+        self.bias = optional(init.uniform(bound)(rngs.params(), (out_channels,)) if bias else None)
+
+    def _convolve(self, x: Array) -> Array:
+        check_channels(x, self.in_channels)
+        spatial = tuple(range(self.rank))
+        # Stored (*kernel, in, out / groups). JAX wants (*kernel, in / groups, out), groups outermost in out.
+        weight = jnp.flip(self.weight[...], spatial)
+        each = weight.shape[-1]
+        weight = weight.reshape(*self.kernel_size, self.groups, self.in_channels // self.groups, each)
+        weight = jnp.moveaxis(weight, self.rank, -2)
+        weight = weight.reshape(*self.kernel_size, self.in_channels // self.groups, self.groups * each)
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        pads = [
+            (r - p, r - p + extra)
+            for r, p, extra in zip(reach, self.padding, self.output_padding, strict=True)
+        ]
+        y = jax.lax.conv_general_dilated(
+            x,
+            weight,
+            (1,) * self.rank,
+            pads,
+            lhs_dilation=self.stride,
+            rhs_dilation=self.dilation,
+            feature_group_count=self.groups,
+            dimension_numbers=DIMENSIONS[self.rank],
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class ConvTranspose1d(_ConvTranspose):
+    """torch.nn.ConvTranspose1d. (B, T, in_channels) -> (B, T', out_channels). Errors: `Conv1d`."""
+
+    rank = 1
+    LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 0, 1)}
+
+    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b u o"]:
+        return self._convolve(x)
+
+
+class ConvTranspose2d(_ConvTranspose):
+    """torch.nn.ConvTranspose2d. (B, H, W, in_channels) -> (B, H', W', out_channels). Errors: `Conv1d`."""
+
+    rank = 2
+    LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 3, 0, 1)}
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v o"]:
+        return self._convolve(x)
+
+
+def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
+    """Raise a UsageError unless the groups divide both channel counts."""
+    if in_channels % groups or out_channels % groups:
+        raise UsageError(
+            f"groups {groups} must divide in_channels {in_channels} and out_channels {out_channels}"
+        )
+
+
+def check_channels(x: Array, channels: int) -> None:
+    """Raise a DataError unless the last axis holds the channels."""
+    if x.shape[-1] != channels:
+        raise DataError(f"x of shape {x.shape} has {x.shape[-1]} channels last, the layer needs {channels}")

@@ -1,0 +1,29 @@
+"""Every test runs on the CPU, in float64, without implicit promotion, on eight virtual devices, and with the
+shape annotations of layers and models checked."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import torch
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+torch.set_num_threads(1)
+
+_hook = install_import_hook(["jaxarch.nn", "jaxarch.models"], "beartype.beartype")
+_hook.__enter__()
+
+
+def pytest_generate_tests(metafunc):
+    """`case` runs over the parity cases of the catalog, `name` over its architectures."""
+    from jaxarch import catalog, parity
+
+    if "case" in metafunc.fixturenames:
+        found = parity.cases(catalog.list_models())
+        metafunc.parametrize("case", found, ids=[f"{c.name}-{c.variant}" for c in found])
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", catalog.list_models())
