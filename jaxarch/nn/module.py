@@ -1,6 +1,6 @@
 """What every layer here shares: how weights are declared, and state that is no parameter."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -22,7 +22,7 @@ class Buffer(nnx.Variable):
     """State that is saved with the model and not trained: torch's register_buffer."""
 
 
-def optional(value) -> nnx.Param | None:
+def optional(value) -> Any:
     """A parameter, or what stands for one that a layer was built without."""
     return nnx.data(None) if value is None else nnx.Param(value)
 

@@ -47,7 +47,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """torch.nn.utils.clip_grad_norm_: scale by max_norm / (norm + 1e-6) where that is below 1."""
 
     def update(updates, state, params=None):
-        scale = jnp.minimum(max_norm / (optax.global_norm(updates) + 1e-6), 1.0)
+        scale = jnp.minimum(max_norm / (optax.tree.norm(updates) + 1e-6), 1.0)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -82,4 +82,14 @@ def create_optimizer(
             rule = optax.chain(coupled, optax.sgd(learning_rate))
         case _:
             raise unknown("optimizer", kind, OPTIMIZERS)
-    return optax.chain(clip_by_global_norm(max_grad_norm), rule) if max_grad_norm > 0 else rule
+    return _promoting(optax.chain(clip_by_global_norm(max_grad_norm), rule) if max_grad_norm > 0 else rule)
+
+
+def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """optax mixes its int32 counts with floats, which strict dtype promotion would refuse."""
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)

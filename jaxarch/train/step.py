@@ -67,7 +67,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, before.opt_state, before.params)
         params = optax.apply_updates(before.params, updates)
         after = TrainState(step=before.step + 1, params=params, rest=rest, opt_state=opt_state)
-        return after, {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+        return after, {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)
 
