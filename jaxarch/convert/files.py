@@ -52,7 +52,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) ->
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        plain = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+        plain = {k: np.asarray(v, order="C") for k, v in tensors.items()}
         write_whole(path, lambda temporary: safe.save_file(plain, temporary, metadata={"format": "pt"}))
     elif path.suffix in TORCH_SUFFIXES:
         torch = require_torch(f"writing {path.name}")

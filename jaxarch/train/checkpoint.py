@@ -71,7 +71,7 @@ def write(target: Path, tree: Any, about: Mapping[str, Any]) -> None:
         for stale in target.parent.glob(".*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir()
-        ocp.save_pytree((temporary / ARRAYS).absolute(), leaves)
+        ocp.save((temporary / ARRAYS).absolute(), leaves)
         sums = {k: _sum(v) for k, v in leaves.items()}
         (temporary / SUMS).write_text(json.dumps(sums, indent=1))
         (temporary / ABOUT).write_text(json.dumps({**about, "versions": versions()}, indent=1))
@@ -113,7 +113,7 @@ def read(path: Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     try:
         with jax.enable_x64(True):  # else 64-bit arrays would be narrowed in silence
             abstract = {k: _abstract(v, None if like is None else like[k]) for k, v in sums.items()}
-            loaded = ocp.load_pytree((path / ARRAYS).absolute(), abstract)
+            loaded = ocp.load((path / ARRAYS).absolute(), abstract)
     except Exception as e:  # damaged metadata and data raise untyped errors
         raise CheckpointError(f"{path} is damaged: {str(e).strip().splitlines()[0][:200]}") from e
     for key, value in loaded.items():
@@ -154,10 +154,17 @@ class Restored:
 
     def abstract(self) -> nnx.Module:
         """The model's structure, without memory."""
+        return nnx.eval_shape(self._build)
+
+    def _build(self) -> nnx.Module:
+        from jaxarch.train.tasks import PooledClassifier
+
         about = self.about
-        return nnx.eval_shape(
-            lambda: catalog.create_model(about["name"], about["variant"], **about["overrides"])
-        )
+        model = catalog.create_model(about["name"], about["variant"], **about["overrides"])
+        if about.get("recipe", {}).get("task") == "sequence_classification":
+            width, classes = self.params["head.weight"].shape
+            return PooledClassifier(model, width, classes, rngs=nnx.Rngs(0))
+        return model
 
     def model(self) -> nnx.Module:
         """The model with its weights.
@@ -165,12 +172,11 @@ class Restored:
         Raises:
             CheckpointError: the checkpoint's arrays are not the model's.
         """
-        about = self.about
-        model = catalog.create_model(about["name"], about["variant"], **about["overrides"])
+        model = self._build()
         want = set(state.flat(nnx.state(model, nnx.Not(nnx.RngState))))
         have = {**self.params, **self.rest}
         if missing := sorted(want - set(have)):
-            raise CheckpointError(f"{self.path} holds no {missing[0]}: it is not a {about['name']}")
+            raise CheckpointError(f"{self.path} holds no {missing[0]}: it is not a {self.about['name']}")
         state.update(model, {k: jnp.asarray(have[k]) for k in want})
         return model
 

@@ -64,9 +64,11 @@ class Run:
     init: Any
 
     def place(self, batch: data.Batch) -> dict[str, jax.Array]:
-        """A batch on the devices, its rows over data and fsdp."""
+        """A batch on the devices, its rows over data and fsdp, its floats as wide as the parameters."""
         sharding = batch_sharding(self.mesh, len(next(iter(batch.values()))))
-        return {k: jax.device_put(v, sharding) for k, v in batch.items()}
+        wide = jnp.result_type(float)
+        cast = {k: v.astype(wide) if v.dtype.kind == "f" else v for k, v in batch.items()}
+        return {k: jax.device_put(v, sharding) for k, v in cast.items()}
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says of itself."""
@@ -255,6 +257,7 @@ class _Loop:
             run.optimizer,
             label_smoothing=recipe.label_smoothing or 0.0,
             mixed_precision=bool(recipe.mixed_precision),
+            accumulate=recipe.accumulate,
         )
         self.count = step.make_eval_step(run.eval_graph, run.task)
         self.schedule = schedule_of(recipe)

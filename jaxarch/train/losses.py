@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxarch.nn.module import wide_dtype
+
 
 def cross_entropy(
     logits: Float[Array, "*b c"],
@@ -16,7 +18,7 @@ def cross_entropy(
 
     If none counts the loss is 0, where torch gives NaN.
     """
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    wide = logits.astype(wide_dtype(logits.dtype))
     log_p = jax.nn.log_softmax(wide)
     valid = labels != ignore_index
     loss = -jnp.take_along_axis(log_p, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from jaxarch import state
+from jaxarch.nn.module import wide_dtype
 from jaxarch.train.tasks import Task
 
 
@@ -50,20 +51,44 @@ def make_train_step(
     *,
     label_smoothing: float = 0.0,
     mixed_precision: bool = False,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch) -> (state, {"loss", "grad_norm"}), both left on the device.
 
     With `mixed_precision` the model computes in bfloat16; parameters, moments and running statistics stay
-    as they are. Gradients of a batch are those of the whole batch, however it is sharded.
+    as they are. With `accumulate` = k the batch is taken in k parts, one after another, and their mean
+    gradient makes one step: the batch's own gradient where every part weighs the same, as rows do.
+    Gradients of a batch are those of the whole batch, however it is sharded.
     """
 
-    def step(before: TrainState, batch):
+    def part_of(params, rest, batch):
         def loss_of(params):
-            model = state.merge(graph, half(params) if mixed_precision else params, before.rest)
+            model = state.merge(graph, half(params) if mixed_precision else params, rest)
             loss = task.loss(model, half(batch) if mixed_precision else batch, label_smoothing)
-            return loss.astype(jnp.promote_types(loss.dtype, jnp.float32)), state.rest_of(model)
+            return loss.astype(wide_dtype(loss.dtype)), state.rest_of(model)
 
-        (loss, rest), gradients = jax.value_and_grad(loss_of, has_aux=True)(before.params)
+        (loss, rest), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return loss, gradients, rest
+
+    def gradients_of(params, rest, batch):
+        if accumulate == 1:
+            return part_of(params, rest, batch)
+        # Part i holds rows i, i + k, ...: each device gives some of its rows to every part.
+        parts = {k: v.reshape(-1, accumulate, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+        first = {k: v[0] for k, v in parts.items()}
+        loss, gradients, rest = part_of(params, rest, first)
+
+        def add(carry, part):
+            loss, gradients, rest = carry
+            more, extra, rest = part_of(params, rest, part)
+            return (loss + more, jax.tree.map(jnp.add, gradients, extra), rest), None
+
+        others = {k: v[1:] for k, v in parts.items()}
+        (loss, gradients, rest), _ = jax.lax.scan(add, (loss, gradients, rest), others)
+        return loss / accumulate, jax.tree.map(lambda g: g / accumulate, gradients), rest
+
+    def step(before: TrainState, batch):
+        loss, gradients, rest = gradients_of(before.params, before.rest, batch)
         updates, opt_state = optimizer.update(gradients, before.opt_state, before.params)
         params = optax.apply_updates(before.params, updates)
         after = TrainState(step=before.step + 1, params=params, rest=rest, opt_state=opt_state)
