@@ -44,7 +44,7 @@ class BatchNorm(Module):
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         wide = x.astype(wide_dtype(x.dtype))
         if self.track_running_stats and (self.use_running_average or self.frozen):
-            mean, var = self.running_mean[...], self.running_var[...]
+            mean, var = (s[...].astype(wide.dtype) for s in (self.running_mean, self.running_var))
         else:
             axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
             if n == 1:
@@ -59,11 +59,11 @@ class BatchNorm(Module):
 
     def _remember(self, mean: Float[Array, " c"], var: Float[Array, " c"], n: int) -> None:
         count = self.num_batches_tracked[...] + 1
-        k = self.momentum if self.momentum is not None else 1 / count.astype(mean.dtype)
+        k = self.momentum if self.momentum is not None else 1 / count.astype(self.running_mean.dtype)
         unbiased = var * (n / (n - 1))
         self.num_batches_tracked[...] = count
-        self.running_mean[...] = (1 - k) * self.running_mean[...] + k * jax.lax.stop_gradient(mean)
-        self.running_var[...] = (1 - k) * self.running_var[...] + k * jax.lax.stop_gradient(unbiased)
+        for kept, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            kept[...] = (1 - k) * kept[...] + k * jax.lax.stop_gradient(new).astype(kept.dtype)
 
 
 class BatchNorm1d(BatchNorm):

@@ -69,14 +69,18 @@ def load(
     return make(out=out, arguments=arguments, seed=seed, **options)
 
 
-def digits(*, flatten: bool = False, seed: int = 0, **_: Any) -> Source:
-    """scikit-learn's 1,797 digits of 8 by 8, scaled to [0, 1]; every fifth of each class is for testing."""
+def digits(*, flatten: bool = False, upscale: int = 1, seed: int = 0, **_: Any) -> Source:
+    """scikit-learn's 1,797 digits of 8 by 8, scaled to [0, 1]; a fifth of each class is for testing.
+
+    `upscale` repeats each pixel that many times along both axes, for nets that halve the picture often.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
     x = (images / 16).astype(np.float32)
-    x = x if flatten else x.reshape(-1, 8, 8, 1)
+    if not flatten:
+        x = x.reshape(-1, 8, 8, 1).repeat(upscale, 1).repeat(upscale, 2)
     parts = train_test_split(x, labels.astype(np.int32), test_size=0.2, random_state=0, stratify=labels)
     train_x, test_x, train_y, test_y = parts
     return Source({"x": train_x, "label": train_y}, {"x": test_x, "label": test_y}, 10, 1, "images", {})
@@ -172,7 +176,7 @@ def pydoc_topics(*, out: Path, arguments: Mapping[str, Any], seed: int = 0, **_:
 
 
 SOURCES: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "digits": (functools.partial(digits), ("flatten",)),
+    "digits": (functools.partial(digits), ("flatten", "upscale")),
     "stdlib_lines": (functools.partial(stdlib_lines), ("per_class",)),
     "pydoc_topics": (functools.partial(pydoc_topics), ()),
 }

@@ -64,10 +64,10 @@ class Run:
     init: Any
 
     def place(self, batch: data.Batch) -> dict[str, jax.Array]:
-        """A batch on the devices, its rows over data and fsdp, its floats as wide as the parameters."""
+        """A batch on the devices, its rows over data and fsdp, its numbers as wide as JAX's own."""
         sharding = batch_sharding(self.mesh, len(next(iter(batch.values()))))
-        wide = jnp.result_type(float)
-        cast = {k: v.astype(wide) if v.dtype.kind == "f" else v for k, v in batch.items()}
+        kinds = {"f": jnp.result_type(float), "i": jnp.result_type(int)}
+        cast = {k: v.astype(kinds.get(v.dtype.kind, v.dtype)) for k, v in batch.items()}
         return {k: jax.device_put(v, sharding) for k, v in cast.items()}
 
     def about(self) -> dict[str, Any]:
@@ -258,6 +258,7 @@ class _Loop:
             label_smoothing=recipe.label_smoothing or 0.0,
             mixed_precision=bool(recipe.mixed_precision),
             accumulate=recipe.accumulate,
+            placed=jax.tree.map(lambda x: x.sharding, run.abstract),
         )
         self.count = step.make_eval_step(run.eval_graph, run.task)
         self.schedule = schedule_of(recipe)

@@ -52,13 +52,15 @@ def make_train_step(
     label_smoothing: float = 0.0,
     mixed_precision: bool = False,
     accumulate: int = 1,
+    placed: Any = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch) -> (state, {"loss", "grad_norm"}), both left on the device.
 
     With `mixed_precision` the model computes in bfloat16; parameters, moments and running statistics stay
     as they are. With `accumulate` = k the batch is taken in k parts, one after another, and their mean
     gradient makes one step: the batch's own gradient where every part weighs the same, as rows do.
-    Gradients of a batch are those of the whole batch, however it is sharded.
+    `placed` are the shardings of the state, which the step keeps; the compiler's choice if None. Gradients
+    of a batch are those of the whole batch, however it is sharded.
     """
 
     def part_of(params, rest, batch):
@@ -94,7 +96,8 @@ def make_train_step(
         after = TrainState(step=before.step + 1, params=params, rest=rest, opt_state=opt_state)
         return after, {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
 
-    return jax.jit(step, donate_argnums=0)
+    out = {} if placed is None else {"out_shardings": (placed, None)}
+    return jax.jit(step, donate_argnums=0, **out)
 
 
 def make_eval_step(graph: nnx.GraphDef, task: Task) -> Callable[..., dict[str, jax.Array]]:
