@@ -1,0 +1,161 @@
+"""A checkpoint is whole or is not there; what has changed on disk is refused by name."""
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxarch.errors import CheckpointError
+from jaxarch.train import checkpoint
+
+ABOUT = {"name": "mlp", "variant": "tiny", "overrides": {}}
+
+
+@pytest.fixture
+def tree():
+    return {
+        "params": {"a.weight": jnp.arange(600.0).reshape(20, 30), "a.bias": jnp.ones(3, jnp.bfloat16)},
+        "rest": {"drop.rngs.key": jax.random.key(3), "drop.rngs.count": jnp.asarray(7, jnp.uint32)},
+        "step": jnp.asarray(5, jnp.int32),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, tree):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, tree, ABOUT)
+    return tmp_path
+
+
+def abstract(tree):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(lambda: tree)
+    return checkpoint.flatten(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    )
+
+
+def largest_file(path):
+    return max((p for p in (path / checkpoint.ARRAYS).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_there_and_back_is_bitwise(folder, tree):
+    step, leaves, about = checkpoint.latest_intact(folder, abstract(tree))
+    assert (step, about["step"], about["name"]) == (3, 3, "mlp")
+    again = checkpoint.unflatten(tree, leaves)
+    key, other = tree["rest"].pop("drop.rngs.key"), again["rest"].pop("drop.rngs.key")
+    chex.assert_trees_all_equal(again, tree)
+    chex.assert_trees_all_equal_shapes_and_dtypes(again, tree)
+    assert jax.random.bits(key) == jax.random.bits(other)
+
+
+def test_only_the_newest_are_kept(folder, tree):
+    checkpoint.save(folder, 4, tree, ABOUT, keep=2)
+    assert checkpoint.steps(folder) == [3, 4]
+
+
+DAMAGE = {
+    "a flipped byte": lambda path: flip(largest_file(path)),
+    "a truncated file": lambda path: os.truncate(largest_file(path), 10),
+    "a missing file": lambda path: largest_file(path).unlink(),
+    "no checksums": lambda path: (path / checkpoint.SUMS).unlink(),
+    "damaged checksums": lambda path: (path / checkpoint.SUMS).write_text("{"),
+    "a damaged description": lambda path: (path / checkpoint.ABOUT).write_text("[]"),
+    "damaged metadata": lambda path: [
+        p.write_text("x") for p in (path / checkpoint.ARRAYS).rglob("_METADATA")
+    ],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_falls_back_to_the_step_before(folder, tree, damage, caplog):
+    DAMAGE[damage](folder / "3")
+    with caplog.at_level(logging.WARNING):
+        step, leaves, _ = checkpoint.latest_intact(folder, abstract(tree))
+    assert step == 2
+    assert "trying the checkpoint before it" in caplog.text
+    np.testing.assert_array_equal(leaves["params/a.weight"], tree["params"]["a.weight"])
+
+
+def test_nothing_intact_is_an_error(folder, tree):
+    for step in (1, 2, 3):
+        flip(largest_file(folder / str(step)))
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+        checkpoint.latest_intact(folder, abstract(tree))
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "missing", "extra"])
+def test_another_target_is_refused(folder, tree, change):
+    like = abstract(tree)
+    old = like["params/a.weight"]
+    if change == "missing":
+        like["params/b"] = old
+    elif change == "extra":
+        del like["params/a.weight"]
+    else:
+        new = {"dtype": ((20, 30), jnp.float32), "shape": ((30, 20), jnp.float64)}[change]
+        like["params/a.weight"] = jax.ShapeDtypeStruct(*new, sharding=old.sharding)
+    with pytest.raises(CheckpointError, match=r"params/b|params/a\.weight"):
+        checkpoint.read(folder / "3", like)
+
+
+def test_a_full_disk_leaves_the_older_ones(folder, tree, monkeypatch):
+    from orbax.checkpoint import v1 as ocp
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp, "save", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*free space"):
+        checkpoint.save(folder, 4, tree, ABOUT)
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
+    checkpoint.latest_intact(folder, abstract(tree))
+
+
+LIMITED = """
+import json, pathlib, resource, signal, sys
+import jax.numpy as jnp
+from jaxarch.errors import CheckpointError
+from jaxarch.train import checkpoint
+folder = pathlib.Path(sys.argv[1])
+checkpoint.save(folder, 1, {"a": jnp.ones(3)}, {})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+import numpy as np
+try:
+    checkpoint.save(folder, 2, {"a": jnp.asarray(np.random.default_rng(0).normal(size=400_000))}, {})
+except CheckpointError as e:
+    print(json.dumps({"error": str(e), "left": sorted(p.name for p in folder.iterdir())}))
+"""
+
+
+def test_a_disk_that_takes_no_more(tmp_path):
+    assert resource.RLIMIT_FSIZE
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert "could not be written" in told["error"]
+    assert told["left"] == ["1"]
+
+
+def test_stale_temporary_folders_are_cleaned(folder, tree):
+    (folder / ".9.1.tmp").mkdir()
+    checkpoint.save(folder, 4, tree, ABOUT)
+    assert checkpoint.steps(folder) == [2, 3, 4]
+    assert not list(folder.glob(".*"))
