@@ -22,7 +22,7 @@ ABOUT = {"name": "mlp", "variant": "tiny", "overrides": {}}
 @pytest.fixture
 def tree():
     return {
-        "params": {"a.weight": jnp.arange(600.0).reshape(20, 30), "a.bias": jnp.ones(3, jnp.bfloat16)},
+        "params": {"a.weight": jnp.arange(60000.0).reshape(200, 300), "a.bias": jnp.ones(3, jnp.bfloat16)},
         "rest": {"drop.rngs.key": jax.random.key(3), "drop.rngs.count": jnp.asarray(7, jnp.uint32)},
         "step": jnp.asarray(5, jnp.int32),
     }
@@ -107,7 +107,7 @@ def test_another_target_is_refused(folder, tree, change):
     elif change == "extra":
         del like["params/a.weight"]
     else:
-        new = {"dtype": ((20, 30), jnp.float32), "shape": ((30, 20), jnp.float64)}[change]
+        new = {"dtype": ((200, 300), jnp.float32), "shape": ((300, 200), jnp.float64)}[change]
         like["params/a.weight"] = jax.ShapeDtypeStruct(*new, sharding=old.sharding)
     with pytest.raises(CheckpointError, match=r"params/b|params/a\.weight"):
         checkpoint.read(folder / "3", like)

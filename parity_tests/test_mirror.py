@@ -1,0 +1,128 @@
+"""The two packages are file for file, class for class, argument for argument the same. No test names an
+architecture."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def stems(folder, pattern="*.py"):
+    return {p.stem for p in (ROOT / folder).glob(pattern)} - {"__init__"}
+
+
+TWINS = sorted(
+    f"{room}/{stem}" for room in ("models", "nn") for stem in stems(f"jaxarch/{room}") & stems(f"torchref/{room}")
+)
+# Layers that torch has itself, and what only JAX needs.
+JAX_ONLY = {"containers", "conv", "dropout", "linear", "module", "norm", "pool"}
+
+
+def tree(package, twin):
+    return ast.parse((ROOT / package / f"{twin}.py").read_text())
+
+
+def classes(package, twin):
+    return [n.name for n in tree(package, twin).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+
+
+def loaded(package, twin, name):
+    return getattr(importlib.import_module(f"{package}.{twin.replace('/', '.')}"), name)
+
+
+def test_same_files():
+    assert stems("jaxarch/models") == stems("torchref/models") == stems("configs", "*.toml")
+    assert stems("jaxarch/nn") - stems("torchref/nn") == JAX_ONLY
+    assert stems("torchref/nn") <= stems("jaxarch/nn")
+
+
+# The machinery under a layer has its own shape in each framework; what a user builds has not.
+INTERNAL = {"Cell", "Recurrent"}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_same_classes_in_the_same_order(twin):
+    ours = [c for c in classes("jaxarch", twin) if c not in INTERNAL]
+    assert ours == classes("torchref", twin)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_same_constructors(twin):
+    for name in classes("torchref", twin):
+        ours, theirs = loaded("jaxarch", twin, name), loaded("torchref", twin, name)
+        if dataclasses.is_dataclass(theirs):
+            fields = [[(f.name, str(f.type), f.default) for f in dataclasses.fields(c)] for c in (ours, theirs)]
+            assert fields[0] == fields[1], name
+            continue
+        if "__init__" not in vars(theirs) and "__init__" not in vars(ours):
+            continue
+        a = dict(inspect.signature(ours.__init__).parameters)
+        b = dict(inspect.signature(theirs.__init__).parameters)
+        rngs = a.pop("rngs", None)
+        assert rngs is None or rngs.kind is inspect.Parameter.KEYWORD_ONLY, name
+        assert [(k, p.default, p.kind) for k, p in a.items()] == [(k, p.default, p.kind) for k, p in b.items()], name
+
+
+@pytest.mark.parametrize("twin", [t for t in TWINS if t.startswith("models/")])
+def test_model_files(twin):
+    for package in ("jaxarch", "torchref"):
+        text = (ROOT / package / f"{twin}.py").read_text()
+        assert len(text.splitlines()) <= 250
+        assert ast.get_docstring(ast.parse(text))
+    allowed = {"jaxarch", "jaxarch.errors"}
+    found = {m for m in imports(tree("jaxarch", twin)) if m.split(".")[0] == "jaxarch"}
+    assert found <= allowed
+
+
+def imports(node, *, top_only=False):
+    nodes = node.body if top_only else ast.walk(node)
+    found = set()
+    for n in nodes:
+        if isinstance(n, ast.Import):
+            found |= {a.name for a in n.names}
+        elif isinstance(n, ast.ImportFrom) and n.module:
+            found.add(n.module)
+    return found
+
+
+def files(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def test_walls():
+    for file in files("jaxarch"):
+        module = ast.parse(file.read_text())
+        at_import = {m.split(".")[0] for m in imports(module, top_only=True)}
+        assert not at_import & {"torch", "torchref"}, file
+        anywhere = {m.split(".")[0] for m in imports(module)}
+        assert "torchref" not in anywhere or file.name == "cli.py", file
+    for file in files("torchref"):
+        anywhere = {m.split(".")[0] for m in imports(ast.parse(file.read_text()))}
+        assert not anywhere & {"jax", "jaxlib", "flax", "optax", "jaxarch", "configs"}, file
+
+
+def test_every_layer_of_ours_is_in_torchref():
+    from jaxarch import nn
+    from torchref import nn as reference
+
+    ours = {k for k, v in vars(nn).items() if isinstance(v, type) and issubclass(v, nn.Module)}
+    assert not {k for k in ours if not hasattr(reference, k)} - {"Module"}
+
+
+def test_same_parameter_names(case):
+    from flax import nnx
+
+    from jaxarch import catalog
+    from jaxarch.convert import layout
+
+    theirs = catalog.create_model(case.name, case.variant, package="torchref")
+    ours = nnx.eval_shape(lambda: catalog.create_model(case.name, case.variant))
+    rows = layout(ours)
+    assert {r.torch for r in rows} == set(theirs.state_dict())
+    # No table: the path itself is the key.
+    assert all(r.path == r.torch for r in rows)
