@@ -113,14 +113,13 @@ def check_pair(pair: Pair, name: str, variant: str, modes: Sequence[str] = MODES
         found = compare(a.parameters, b.parameters, zeros=tiny, scale=largest(a.parameters))
         gradients.add(f"{mode}: ", found)
         gradients.add(f"{mode}, input ", compare(a.inputs, b.inputs))
-        targets = sides.draw_like_outputs(pair, masks, 2)
-        c, d = (
-            sides.torch_train(pair, masks, targets, tiny),
-            sides.jax_train(pair, ours, targets, tiny),
-        )
-        for field in ("parameters", "exp_avg", "exp_avg_sq"):
-            training.add(f"{mode}, {field} ", compare(getattr(c, field), getattr(d, field)))
-        training.add(f"{mode}, buffer ", compare(*_shared(c.buffers, d.buffers)))
+        if a.parameters:
+            targets = sides.draw_like_outputs(pair, masks, 2)
+            c = sides.torch_train(pair, masks, targets, tiny)
+            d = sides.jax_train(pair, ours, targets, tiny)
+            for field in ("parameters", "exp_avg", "exp_avg_sq"):
+                training.add(f"{mode}, {field} ", compare(getattr(c, field), getattr(d, field)))
+            training.add(f"{mode}, buffer ", compare(*_shared(c.buffers, d.buffers)))
         if not diverged and (outputs.failed() or gradients.failed()):
             diverged = first_divergence(pair, masks, ours, cotangents)
     failures = [
