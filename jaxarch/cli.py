@@ -209,7 +209,6 @@ def demo_command(args) -> int:
     _platform(cpu=True, devices=8)
     import torchref.generate
     import torchref.train
-
     from jaxarch import demo
 
     return demo.run(Path(args.out), steps=args.steps, reference=torchref)

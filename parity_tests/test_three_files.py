@@ -50,7 +50,8 @@ class GatedMLP(nn.Module):
 '''
 
 JAX = (
-    TORCH.replace("from torch import Tensor\n\nfrom torchref import nn", "from flax import nnx\n\nfrom jaxarch import nn")
+    TORCH.replace("from torch import Tensor", "from flax import nnx")
+    .replace("from torchref import nn", "from jaxarch import nn")
     .replace("        super().__init__()\n", "")
     .replace("dropout: float = 0.2)", "dropout: float = 0.2, *, rngs: nnx.Rngs)")
     .replace("def forward(self, x: Tensor) -> Tensor:", "def __call__(self, x):")

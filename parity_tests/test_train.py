@@ -320,8 +320,8 @@ def test_a_folder_is_not_overwritten(one, tmp_path):
         fit("mlp", settings=QUICK, mesh="data=8", out=one.out, progress=False)
     with pytest.raises(CheckpointError, match="no checkpoint to resume"):
         fit("mlp", settings=QUICK, mesh="data=8", out=tmp_path / "none", progress=False, resume=True)
+    other = {**QUICK, "train.lr": "0.5"}
     with pytest.raises(UsageError, match="trained with another recipe"):
-        other = {**QUICK, "train.lr": "0.5"}
         fit("mlp", settings=other, mesh="data=8", out=one.out, progress=False, resume=True)
 
 

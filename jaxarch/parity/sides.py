@@ -15,7 +15,7 @@ from flax import nnx
 from jaxarch import nn, state
 from jaxarch.convert.state_dict import as_numpy
 from jaxarch.convert.state_dict import to_torch as under_torch_keys
-from jaxarch.errors import UsageError
+from jaxarch.errors import ConversionError, UsageError
 from jaxarch.parity.pair import Pair, to_jax, to_torch
 from jaxarch.train.optim import create_optimizer, create_schedule
 
@@ -262,6 +262,11 @@ def jax_pass(pair: Pair, masks: Masks, cotangents: Arrays) -> Passed:
             with nn.inject_masks(masks) if masks else contextlib.nullcontext():
                 found = leaves(model(**floats, **others))
             smooth = {k: v for k, v in found.items() if k in cotangents}
+            for k, v in smooth.items():
+                if v.shape != cotangents[k].shape:
+                    raise ConversionError(
+                        f"output {k!r} has shape {v.shape} in jax, torch's is {cotangents[k].shape} in jax's order"
+                    )
             return smooth, ({k: v for k, v in found.items() if k not in cotangents}, state.rest_of(model))
 
         smooth, pullback, (rough, after) = jax.vjp(forward, params, floats, has_aux=True)

@@ -12,7 +12,6 @@ from jaxarch import state
 from jaxarch.nn.module import wide_dtype
 from jaxarch.train.tasks import Task
 
-
 if TYPE_CHECKING:  # the type checker knows the standard library's decorator, not chex's
     from dataclasses import dataclass
 else:
@@ -96,7 +95,7 @@ def make_train_step(
         after = TrainState(step=before.step + 1, params=params, rest=rest, opt_state=opt_state)
         return after, {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
 
-    out = {} if placed is None else {"out_shardings": (placed, None)}
+    out: dict[str, Any] = {} if placed is None else {"out_shardings": (placed, None)}
     return jax.jit(step, donate_argnums=0, **out)
 
 
