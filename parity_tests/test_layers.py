@@ -180,11 +180,11 @@ def test_frozen_batch_norm_is_torchs_eval():
 
 
 def test_statistics_do_not_cancel_and_stay_wide():
-    x = 1000 + np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-    layer = nn.LayerNorm(4, elementwise_affine=False, rngs=RNGS)
-    expected = torch.nn.functional.layer_norm(torch.from_numpy(x.astype(np.float64)), (4,)).numpy()
+    x = 1000 + np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    layer = nn.LayerNorm(64, elementwise_affine=False, rngs=RNGS)
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(x.astype(np.float64)), (64,)).numpy()
     np.testing.assert_allclose(np.asarray(layer(jnp.asarray(x))), expected, atol=1e-3)
-    norm = nn.BatchNorm1d(4, rngs=RNGS)
+    norm = nn.BatchNorm1d(64, rngs=RNGS)
     y = norm(jnp.asarray(x, jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert norm.running_mean.dtype == jnp.float64
