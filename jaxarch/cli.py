@@ -165,20 +165,21 @@ def convert_command(args) -> int:
 
 
 def train_command(args) -> int:
-    from jaxarch.parallel import mesh
-
-    axes = mesh.parse_mesh(args.mesh)
-    _platform(devices=mesh.size(axes))
-    from jaxarch.train.loop import fit
-
-    out = args.out or f"runs/{args.name}"
     settings = {}
     for item in args.set:
         key, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"--set {item!r}: write KEY=VALUE, for example train.lr=3e-4")
         settings[key] = value
-    result = fit(
+    from jaxarch.parallel import mesh
+    from jaxarch.train import loop
+
+    # What is wrong with the call is said before a device is opened.
+    axes = mesh.parse_mesh(args.mesh)
+    loop.recipe_of(args.name, args.variant, settings)
+    _platform(devices=mesh.size(axes))
+    out = args.out or f"runs/{args.name}"
+    result = loop.fit(
         args.name, variant=args.variant, settings=settings, mesh=args.mesh, out=out, resume=args.resume
     )
     print("  ".join(f"{k} {v:.4f}" for k, v in result.metrics.items()))

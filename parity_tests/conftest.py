@@ -22,8 +22,9 @@ def pytest_generate_tests(metafunc):
     """`case` runs over the parity cases of the catalog, `name` over its architectures."""
     from jaxarch import catalog, parity
 
-    if "case" in metafunc.fixturenames:
+    own = {n for m in metafunc.definition.iter_markers("parametrize") for n in str(m.args[0]).split(",")}
+    if "case" in metafunc.fixturenames and "case" not in own:
         found = parity.cases(catalog.list_models())
         metafunc.parametrize("case", found, ids=[f"{c.name}-{c.variant}" for c in found])
-    if "name" in metafunc.fixturenames:
+    if "name" in metafunc.fixturenames and "name" not in own:
         metafunc.parametrize("name", catalog.list_models())
