@@ -1,7 +1,7 @@
-"""Checkpoints: orbax arrays, a description that rebuilds the model, and a checksum for every array.
+"""Checkpoints: orbax arrays, a description that rebuilds the model, and a checksum for every file.
 
 A checkpoint is written under a temporary name and renamed when complete. Neither orbax nor safetensors
-notices a flipped byte in the data, so every array is summed when written and when read.
+notices a flipped byte in the data, so every file is summed when written and again before it is read.
 """
 
 import functools
@@ -72,7 +72,7 @@ def write(target: Path, tree: Any, about: Mapping[str, Any]) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir()
         ocp.save((temporary / ARRAYS).absolute(), leaves)
-        sums = {k: _sum(v) for k, v in leaves.items()}
+        sums = {"arrays": {k: _form(v) for k, v in leaves.items()}, "files": _sums(temporary / ARRAYS)}
         (temporary / SUMS).write_text(json.dumps(sums, indent=1))
         (temporary / ABOUT).write_text(json.dumps({**about, "versions": versions()}, indent=1))
         if target.exists():
@@ -100,25 +100,19 @@ def read(path: Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """
     from orbax.checkpoint import v1 as ocp
 
-    sums = _json(path / SUMS)
+    stored = _verified(path)
     if like is not None:
         for key, want in like.items():
-            found = sums.get(key, {"shape": None, "dtype": None})
-            if (found["shape"], found["dtype"]) != _form(want):
-                raise CheckpointError(
-                    f"{path}: {key} is {found['dtype']} {found['shape']}, wanted is {_form(want)}"
-                )
-    if like is not None and (extra := sorted(set(sums) - set(like))):
-        raise CheckpointError(f"{path} holds {extra[0]}, which the model does not have")
+            if (found := stored.get(key)) != (wanted := _form(want)):
+                raise CheckpointError(f"{path}: {key} is {found or 'missing'}, wanted is {wanted}")
+        if extra := sorted(set(stored) - set(like)):
+            raise CheckpointError(f"{path} holds {extra[0]}, which the model does not have")
     try:
         with jax.enable_x64(True):  # else 64-bit arrays would be narrowed in silence
-            abstract = {k: _abstract(v, None if like is None else like[k]) for k, v in sums.items()}
+            abstract = {k: _abstract(v, None if like is None else like[k]) for k, v in stored.items()}
             loaded = ocp.load((path / ARRAYS).absolute(), abstract)
-    except Exception as e:  # damaged metadata and data raise untyped errors
-        raise CheckpointError(f"{path} is damaged: {str(e).strip().splitlines()[0][:200]}") from e
-    for key, value in loaded.items():
-        if _sum(value) != sums[key]:
-            raise CheckpointError(f"{path} is damaged: the data of {key} has changed since it was written")
+    except Exception as e:  # orbax and tensorstore raise untyped errors
+        raise CheckpointError(f"{path} could not be read: {str(e).strip().splitlines()[0][:200]}") from e
     if like is None:
         return {k: np.asarray(v) for k, v in loaded.items()}
     return {k: _typed(v, like[k]) for k, v in loaded.items()}
@@ -231,9 +225,9 @@ def _is_key(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _form(value: Any) -> tuple[list[int], str]:
+def _form(value: Any) -> dict[str, Any]:
     plain = jax.eval_shape(jax.random.key_data, value) if _is_key(value) else value
-    return list(plain.shape), str(plain.dtype)
+    return {"shape": list(plain.shape), "dtype": str(plain.dtype)}
 
 
 def _abstract(stored: Mapping[str, Any], like: Any) -> jax.ShapeDtypeStruct:
@@ -244,10 +238,35 @@ def _abstract(stored: Mapping[str, Any], like: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(stored["shape"]), jnp.dtype(stored["dtype"]), sharding=sharding)
 
 
-def _sum(value: Any) -> dict[str, Any]:
-    host = np.asarray(value)
-    data = np.ascontiguousarray(host).reshape(-1).view(np.uint8)
-    return {"shape": list(host.shape), "dtype": str(host.dtype), "crc32": zlib.crc32(data.data)}
+def _verified(path: Path) -> dict[str, dict[str, Any]]:
+    """Shape and dtype of every array of a checkpoint whose files are what was written."""
+    written = _json(path / SUMS)
+    if set(written) != {"arrays", "files"}:
+        raise CheckpointError(f"{path / SUMS} is damaged: it does not list arrays and files")
+    try:
+        found = _sums(path / ARRAYS)
+    except OSError as e:
+        raise CheckpointError(f"{path} could not be read: {e}") from None
+    for name, sum_ in written["files"].items():
+        if name not in found:
+            raise CheckpointError(f"{path} is damaged: {ARRAYS}/{name} is missing")
+        if found[name] != sum_:
+            raise CheckpointError(f"{path} is damaged: {ARRAYS}/{name} has changed since it was written")
+    return written["arrays"]
+
+
+def _sums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file below a folder by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): _sum(p) for p in files}
+
+
+def _sum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def _json(path: Path) -> dict[str, Any]:
