@@ -227,6 +227,23 @@ def test_resumed_is_uninterrupted_bitwise(one, tmp_path):
     assert [r["loss"] for r in logged if "loss" in r] == losses_of(one)
 
 
+def test_tensorboard_holds_what_the_log_holds(one):
+    from tensorboardX.proto.event_pb2 import Event
+
+    seen = {}
+    for file in (one.out / "tensorboard").iterdir():
+        content = file.read_bytes()
+        while content:  # a record: length (8 bytes), its checksum (4), data, the data's checksum (4)
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            seen |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
+            content = content[16 + length :]
+    rows = [json.loads(line) for line in (one.out / loop.METRICS).read_text().splitlines()]
+    logged = {(r["step"], k): v for r in rows for k, v in r.items() if k != "step"}
+    assert seen == pytest.approx(logged, rel=1e-6)
+    assert {"loss", "lr", "grad_norm", "eval_accuracy"} <= {tag for _, tag in seen}
+
+
 def test_accumulated_gradient_is_the_batchs(tmp_path):
     plain = {**QUICK, "model.batch_norm": "false", "model.dropout_rate": "0.0", "train.steps": "4"}
     whole = fit("mlp", settings=plain, mesh="data=8", out=tmp_path / "a", progress=False)
