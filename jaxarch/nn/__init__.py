@@ -16,6 +16,15 @@ from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from jaxarch.nn.containers import ModuleList, Sequential
 from jaxarch.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
+from jaxarch.nn.hub import (
+    HUB_ACTIVATIONS,
+    Conv1D,
+    attend,
+    check_same_shape,
+    draw_normal,
+    hub_activation,
+    token_loss,
+)
 from jaxarch.nn.init import INITIALIZERS, initialized, initializer
 from jaxarch.nn.linear import Embedding, Linear, check_ids
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention

@@ -38,6 +38,15 @@ from torchref.nn.attention import (
     attention,
 )
 from torchref.nn.blocks import ConvBlock, ResidualBlock, SEBlock
+from torchref.nn.hub import (
+    HUB_ACTIVATIONS,
+    Conv1D,
+    attend,
+    check_same_shape,
+    draw_normal,
+    hub_activation,
+    token_loss,
+)
 from torchref.nn.init import INITIALIZERS, initialized, initializer
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from torchref.nn.position import (

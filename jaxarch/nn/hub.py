@@ -1,0 +1,130 @@
+"""What the hub's models share: GPT-2's Conv1D, activations by the hub's names, attention, losses.
+
+Shapes: b batch, t positions, d width, v vocabulary, h heads.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxarch.errors import DataError, UsageError, unknown
+from jaxarch.nn import init
+from jaxarch.nn.activation import ACTIVATIONS, Function
+from jaxarch.nn.attention import Cache, exact_attention, expand_mask, pattern
+from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.linear import Embedding, check_ids
+from jaxarch.nn.module import Module, wide_dtype
+
+HUB_ACTIVATIONS: Mapping[str, Function] = {
+    **{
+        k: ACTIVATIONS[k] for k in ("gelu", "leaky_relu", "relu", "relu6", "sigmoid", "silu", "swish", "tanh")
+    },
+    "gelu_new": ACTIVATIONS["gelu_tanh"],
+    "gelu_pytorch_tanh": ACTIVATIONS["gelu_tanh"],
+    "gelu_python": ACTIVATIONS["gelu"],
+    "linear": ACTIVATIONS["identity"],
+}
+
+
+def hub_activation(name: str) -> Function:
+    """The function of the hub's name for it.
+
+    Raises:
+        UsageError: unknown name; the known ones are listed.
+    """
+    if name not in HUB_ACTIVATIONS:
+        raise unknown("activation", name, HUB_ACTIVATIONS)
+    return HUB_ACTIVATIONS[name]
+
+
+class Conv1D(Module):
+    """GPT-2's linear layer: y = x W + b, the weight stored (in, out) in both frameworks.
+
+    (..., nx) -> (..., nf), in the hub's order of arguments. Weights start at N(0, 0.02^2), biases at zero.
+    """
+
+    def __init__(self, nf: int, nx: int, *, rngs: nnx.Rngs):
+        self.nf, self.nx = nf, nx
+        self.weight = nnx.Param(init.normal(0.02)(rngs.params(), (nx, nf)))
+        self.bias = nnx.Param(jnp.zeros(nf, init.float_dtype()))
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        return x @ self.weight[...] + self.bias[...]
+
+
+def attend(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b k d"],
+    v: Float[Array, "b k d"],
+    heads: int,
+    mask: Array | None = None,
+    dropout: Dropout | None = None,
+    causal: bool = False,
+    factor: float = 1.0,
+    cache: Cache | None = None,
+) -> tuple[Float[Array, "b q d"], Float[Array, "b h q m"], Cache | None]:
+    """Multi-head attention of projected queries, keys and values; the weights, after dropout; the cache.
+
+    `mask` is (B, Tk) or (B, Tq, Tk), True where attention is allowed. `factor` multiplies the usual scale.
+    With a cache the new keys are appended to it, and queries attend to all it holds.
+
+    Raises:
+        UsageError: the heads do not divide the width.
+        DataError: a mask that does not fit.
+    """
+    if q.shape[-1] % heads:
+        raise UsageError(f"{heads} heads do not divide the width {q.shape[-1]}")
+    shape = q.shape
+    start: int | Array = 0
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3) for x in (q, k, v))
+    if cache is not None:
+        start, at = cache.length, (0, 0, cache.length, 0)
+        k = jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at)
+        v = jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at)
+        cache = Cache(k, v, cache.length + q.shape[2])
+    mask = expand_mask(mask, (*q.shape[:3], k.shape[2]))
+    seen = pattern(jnp.arange(q.shape[2]) + start, jnp.arange(k.shape[2]), "standard", 1, causal)
+    y, weights = exact_attention(q if factor == 1 else q * factor, k, v, mask, seen, dropout)
+    return y.transpose(0, 2, 1, 3).reshape(shape), weights, cache
+
+
+def draw_normal(module: nnx.Module, std: float, *, rngs: nnx.Rngs) -> None:
+    """Draw every projection and table in `module` from N(0, std^2), as the hub does; biases become zero.
+
+    Norms stay as they are, and a table's row `padding_idx` is zero.
+    """
+    for _, layer in nnx.iter_modules(module):
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, nnx.Param) or weight.ndim < 2:
+            continue
+        weight[...] = init.normal(std)(rngs.params(), weight.shape)
+        bias = getattr(layer, "bias", None)
+        if bias is not None:
+            bias[...] = jnp.zeros_like(bias[...])
+        if isinstance(layer, Embedding) and layer.padding_idx is not None:
+            weight[...] = weight[...].at[layer.padding_idx].set(0)
+
+
+def token_loss(logits: Float[Array, "*n v"], labels: Int[Array, "*n"]) -> Float[Array, ""]:
+    """The mean cross-entropy over labels other than -100; 0 if there are none. Float32 at least."""
+    log_p = jax.nn.log_softmax(logits.astype(wide_dtype(logits.dtype)))
+    valid = labels != -100
+    check_ids(jnp.where(valid, labels, 0), logits.shape[-1], "label")
+    picked = jnp.take_along_axis(log_p, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
+    return -jnp.where(valid, picked, 0).sum() / jnp.maximum(valid.sum(), 1).astype(log_p.dtype)
+
+
+def check_same_shape(shape: tuple[int, ...], **others: Array | None) -> None:
+    """Refuse arguments that are not of the shape of the ids.
+
+    Raises:
+        DataError: naming the argument and both shapes.
+    """
+    for name, value in others.items():
+        if value is not None and tuple(value.shape) != tuple(shape):
+            raise DataError(
+                f"{name} has shape {tuple(value.shape)}, the input_ids {tuple(shape)}: they must agree"
+            )
