@@ -16,6 +16,17 @@ from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from jaxarch.nn.containers import ModuleList, Sequential
 from jaxarch.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
+from jaxarch.nn.generative import (
+    LeakyReLU,
+    PixelAttention,
+    SpectralConv2d,
+    SpectralLinear,
+    ToImage,
+    add_to_channels,
+    join_channels,
+    timestep_embedding,
+    upsample_nearest,
+)
 from jaxarch.nn.hub import (
     HUB_ACTIVATIONS,
     Conv1D,

@@ -38,6 +38,17 @@ from torchref.nn.attention import (
     attention,
 )
 from torchref.nn.blocks import ConvBlock, ResidualBlock, SEBlock
+from torchref.nn.generative import (
+    LeakyReLU,
+    PixelAttention,
+    SpectralConv2d,
+    SpectralLinear,
+    ToImage,
+    add_to_channels,
+    join_channels,
+    timestep_embedding,
+    upsample_nearest,
+)
 from torchref.nn.hub import (
     HUB_ACTIVATIONS,
     Conv1D,

@@ -1,0 +1,33 @@
+"""Fully connected generator of images (guide E). Goodfellow et al. 2014, arXiv:1406.2661."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxarch import nn
+
+
+class Generator(nn.Module):
+    """z (B, latent_dim) -> images (B, image_size, image_size, channels) in [-1, 1]."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        channels: int = 3,
+        image_size: int = 28,
+        hidden_dims: Sequence[int] = (256, 512),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        layers: list[nn.Module] = []
+        width = latent_dim
+        for dim in hidden_dims:
+            layers += [nn.Linear(width, dim, rngs=rngs), nn.LeakyReLU(0.2)]
+            width = dim
+        layers += [nn.Linear(width, channels * image_size**2, rngs=rngs), nn.Activation("tanh")]
+        self.net = nn.Sequential(*layers)
+        self.to_image = nn.ToImage(channels, image_size, image_size)
+
+    def __call__(self, z: Float[Array, "b z"]) -> Float[Array, "b h w c"]:
+        return self.to_image(self.net(z))

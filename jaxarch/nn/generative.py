@@ -1,0 +1,203 @@
+"""Layers of generative models: images from rows, spectral norm, resampling, attention over pixels, time."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from jaxarch.errors import UsageError
+from jaxarch.nn import init
+from jaxarch.nn.activation import leaky_relu
+from jaxarch.nn.conv import DIMENSIONS, check_channels
+from jaxarch.nn.linear import Linear
+from jaxarch.nn.module import Buffer, Module, optional, wide_dtype
+from jaxarch.nn.norm import GroupNorm
+
+
+class LeakyReLU(Module):
+    """max(x, slope * x). Any shape."""
+
+    def __init__(self, negative_slope: float):
+        self.negative_slope = negative_slope
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return leaky_relu(x, self.negative_slope)
+
+
+class ToImage(Module):
+    """Rows as images, in torch's order: (B, channels * height * width) -> (B, height, width, channels)."""
+
+    def __init__(self, channels: int, height: int, width: int):
+        self.channels, self.height, self.width = channels, height, width
+
+    def __call__(self, x: Float[Array, "b n"]) -> Float[Array, "b h w c"]:
+        return jnp.moveaxis(x.reshape(-1, self.channels, self.height, self.width), 1, -1)
+
+
+class _Vectors(nnx.Module):
+    """The singular vectors that power iteration keeps."""
+
+    def __init__(self, u: Float[Array, " o"], v: Float[Array, " i"]):
+        self._u = Buffer(u)
+        self._v = Buffer(v)
+
+
+class _Parametrization(nnx.List):
+    """torch's `parametrizations.weight`: the weight as it is trained, and `0`, what is done to it."""
+
+    def __init__(self, original: Float[Array, "..."], step: _Vectors):
+        super().__init__([step])
+        # In torch's layout: the matrix whose norm is taken is that of torch's order.
+        self.original = nnx.Param(original)
+
+
+class _Parametrizations(nnx.Module):
+    """torch's `parametrizations`."""
+
+    def __init__(self, weight: _Parametrization):
+        self.weight = weight
+
+
+class _Spectral(Module):
+    """A layer whose weight is divided by its largest singular value."""
+
+    def _set(self, shape: tuple[int, ...], bias: bool, eps: float, rngs: nnx.Rngs) -> None:
+        weight = init.torch_default(rngs.params(), shape)
+        matrix = weight.reshape(shape[0], -1)
+        u, v = (normalize(init.normal(1.0)(rngs.params(), (n,)), eps) for n in matrix.shape)
+        for _ in range(15):
+            u, v = power_iteration(matrix, v, eps)
+        self.eps, self.use_running_average = eps, False
+        self.parametrizations = _Parametrizations(_Parametrization(weight, _Vectors(u, v)))
+        bound = 1 / math.sqrt(matrix.shape[1])
+        self.bias = optional(init.uniform(bound)(rngs.params(), shape[:1]) if bias else None)
+
+    def _weight(self) -> Float[Array, "..."]:
+        """The weight of norm 1, in torch's layout; in train mode after one more step of power iteration."""
+        kept: _Vectors = self.parametrizations.weight[0]
+        weight = self.parametrizations.weight.original[...]
+        matrix = weight.reshape(weight.shape[0], -1)
+        u, v = kept._u[...], kept._v[...]
+        if not self.use_running_average:
+            u, v = power_iteration(jax.lax.stop_gradient(matrix), v, self.eps)
+            kept._u[...], kept._v[...] = u, v
+        return weight / (u @ (matrix @ v))
+
+
+class SpectralConv2d(_Spectral):
+    """Conv2d whose weight is divided by its largest singular value (Miyato et al. 2018, arXiv:1802.05957).
+
+    (B, H, W, C) -> (B, H', W', C'). Keys are those of torch.nn.utils.parametrizations.spectral_norm. In train
+    mode each call makes one step of power iteration on the buffers `_u` and `_v`.
+
+    Raises:
+        DataError: in the call, another number of channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        eps: float = 1e-12,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.in_channels, self.stride, self.padding = in_channels, stride, padding
+        self._set((out_channels, in_channels, kernel_size, kernel_size), bias, eps, rngs)
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v o"]:
+        check_channels(x, self.in_channels)
+        weight = jnp.transpose(self._weight(), (2, 3, 1, 0))
+        pads = ((self.padding, self.padding),) * 2
+        y = jax.lax.conv_general_dilated(x, weight, (self.stride,) * 2, pads, dimension_numbers=DIMENSIONS[2])
+        return y if self.bias is None else y + self.bias[...]
+
+
+class SpectralLinear(_Spectral):
+    """Linear under spectral norm: (..., in_features) -> (..., out_features). See `SpectralConv2d`."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, eps: float = 1e-12, *, rngs: nnx.Rngs
+    ):
+        self._set((out_features, in_features), bias, eps, rngs)
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        y = x @ self._weight().T
+        return y if self.bias is None else y + self.bias[...]
+
+
+class PixelAttention(Module):
+    """Self-attention among the pixels of an image, with a residual: (B, H, W, C) -> the same.
+
+    Names of the diffusers library: `group_norm to_q to_k to_v to_out.0`.
+
+    Raises:
+        UsageError: heads that do not divide the channels.
+    """
+
+    def __init__(
+        self, channels: int, heads: int = 1, norm_groups: int = 32, eps: float = 1e-5, *, rngs: nnx.Rngs
+    ):
+        if channels % heads:
+            raise UsageError(f"heads {heads} does not divide channels {channels}")
+        self.heads = heads
+        self.group_norm = GroupNorm(norm_groups, channels, eps, rngs=rngs)
+        self.to_q = Linear(channels, channels, rngs=rngs)
+        self.to_k = Linear(channels, channels, rngs=rngs)
+        self.to_v = Linear(channels, channels, rngs=rngs)
+        self.to_out = nnx.List([Linear(channels, channels, rngs=rngs)])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        rows = self.group_norm(x).reshape(b, h * w, c)
+        q, k, v = (f(rows).reshape(b, h * w, self.heads, -1) for f in (self.to_q, self.to_k, self.to_v))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(scores.astype(wide_dtype(x.dtype)), -1).astype(x.dtype)
+        y = self.to_out[0](jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, h * w, c))
+        return x + y.reshape(x.shape)
+
+
+def normalize(x: Float[Array, " n"], eps: float) -> Float[Array, " n"]:
+    """x / max(norm of x, eps)."""
+    return x / jnp.maximum(jnp.linalg.norm(x), eps)
+
+
+def power_iteration(
+    matrix: Float[Array, "o i"], v: Float[Array, " i"], eps: float
+) -> tuple[Float[Array, " o"], Float[Array, " i"]]:
+    """One step towards the left and right singular vectors of the largest singular value."""
+    u = normalize(matrix @ v, eps)
+    return u, normalize(matrix.T @ u, eps)
+
+
+def upsample_nearest(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b u v c"]:
+    """Each pixel four times, cut to (height, width): (B, H, W, C) -> (B, height, width, C), at most 2H, 2W."""
+    return x.repeat(2, 1).repeat(2, 2)[:, :height, :width]
+
+
+def join_channels(*images: Float[Array, "b h w _"]) -> Float[Array, "b h w c"]:
+    """Images of one size with their channels joined: (B, H, W, C1), ... -> (B, H, W, C1 + ...)."""
+    return jnp.concatenate(images, -1)
+
+
+def add_to_channels(x: Float[Array, "b h w c"], vector: Float[Array, "b c"]) -> Float[Array, "b h w c"]:
+    """x (B, H, W, C) with the vector (B, C) added at every pixel."""
+    return x + vector[:, None, None, :]
+
+
+def timestep_embedding(t: Num[Array, " b"], dim: int, dtype) -> Float[Array, "b d"]:
+    """(cos, sin) of t at dim / 2 frequencies from 1 to nearly 1 / 10000: (B,) -> (B, dim); dim is even.
+
+    Ho et al. 2020, arXiv:2006.11239, in the order of the public checkpoints.
+    """
+    half, wide = dim // 2, wide_dtype(dtype)
+    frequencies = jnp.asarray(np.exp(-math.log(10000) * np.arange(half) / half), wide)
+    angle = t[:, None].astype(wide) * frequencies
+    return jnp.concatenate((jnp.cos(angle), jnp.sin(angle)), -1).astype(dtype)
