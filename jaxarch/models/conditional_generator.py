@@ -1,0 +1,35 @@
+"""Generator of what a label asks for (guide E). Mirza and Osindero 2014, arXiv:1411.1784."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxarch import nn
+
+
+class ConditionalGenerator(nn.Module):
+    """z (B, latent_dim), labels (B,) in [0, num_classes) -> rows (B, output_dim) in [-1, 1].
+
+    The embedding of the label follows z.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_classes: int,
+        output_dim: int,
+        hidden_dim: int = 256,
+        output_activation: str = "tanh",
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.label_emb = nn.Embedding(num_classes, num_classes, rngs=rngs)
+        self.model = nn.Sequential(
+            nn.Linear(latent_dim + num_classes, hidden_dim, rngs=rngs),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden_dim, output_dim, rngs=rngs),
+            nn.Activation(output_activation),
+        )
+
+    def __call__(self, z: Float[Array, "b z"], labels: Int[Array, " b"]) -> Float[Array, "b o"]:
+        return self.model(jnp.concatenate((z, self.label_emb(labels)), -1))

@@ -1,0 +1,33 @@
+"""Generator of what a label asks for (guide E). Mirza and Osindero 2014, arXiv:1411.1784."""
+
+import torch
+from torch import Tensor
+
+from torchref import nn
+
+
+class ConditionalGenerator(nn.Module):
+    """z (B, latent_dim), labels (B,) in [0, num_classes) -> rows (B, output_dim) in [-1, 1].
+
+    The embedding of the label follows z.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_classes: int,
+        output_dim: int,
+        hidden_dim: int = 256,
+        output_activation: str = "tanh",
+    ):
+        super().__init__()
+        self.label_emb = nn.Embedding(num_classes, num_classes)
+        self.model = nn.Sequential(
+            nn.Linear(latent_dim + num_classes, hidden_dim),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden_dim, output_dim),
+            nn.Activation(output_activation),
+        )
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        return self.model(torch.cat((z, self.label_emb(labels)), -1))
