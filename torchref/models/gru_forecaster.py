@@ -1,0 +1,18 @@
+"""A GRU whose final state forecasts (guide E): Cho et al. 2014."""
+
+from torch import Tensor
+
+from torchref import nn
+
+
+class GRUForecaster(nn.Module):
+    """(B, T, input_size), lengths (B,) in [1, T] or None -> (B, output_size), from the final state."""
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int):
+        super().__init__()
+        self.gru = nn.GRU(input_size, hidden_size)
+        self.linear = nn.Linear(hidden_size, output_size)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        _, final = self.gru(x, lengths)
+        return self.linear(final[-1])

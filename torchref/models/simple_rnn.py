@@ -1,0 +1,18 @@
+"""A tanh RNN whose last step is classified (guide E): Elman 1990."""
+
+from torch import Tensor
+
+from torchref import nn
+
+
+class SimpleRNN(nn.Module):
+    """(B, T, input_size), lengths (B,) in [1, T] or None -> (B, output_size), from the last valid step."""
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int):
+        super().__init__()
+        self.rnn = nn.RNN(input_size, hidden_size)
+        self.fc = nn.Linear(hidden_size, output_size)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        _, final = self.rnn(x, lengths)
+        return self.fc(final[-1])
