@@ -21,6 +21,8 @@ KINDS: Mapping[str, tuple[bool, bool]] = {
     "tokens": (False, False),  # ids in [0, high)
     "labels": (False, False),  # ids in [0, high), some of them -100
     "lengths": (False, False),  # in [1, high], unsorted, both ends taken
+    "edges": (False, False),  # (2, E) node ids in [0, high), source above target
+    "sizes": (False, False),  # nodes of each graph of a batch, high in all
     "mask": (False, False),  # bool, a prefix of True per row
 }
 

@@ -27,6 +27,22 @@ from jaxarch.nn.generative import (
     timestep_embedding,
     upsample_nearest,
 )
+from jaxarch.nn.graph import (
+    GATConv,
+    GCNConv,
+    RGCNConv,
+    all_pairs,
+    edge_inputs,
+    global_add_pool,
+    global_max_pool,
+    global_mean_pool,
+    graph_ids,
+    mean_of_neighbours,
+    segment_max,
+    segment_mean,
+    segment_softmax,
+    segment_sum,
+)
 from jaxarch.nn.hub import (
     HUB_ACTIVATIONS,
     Conv1D,

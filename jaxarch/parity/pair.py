@@ -125,7 +125,8 @@ def draw_inputs(entry: Page, arguments: Mapping[str, Any], seed: int) -> dict[st
     """Random inputs of a page in torch's axis order, the same for the same seed.
 
     Lengths are unsorted and hold 1 and the highest; masks have the prefixes of such lengths, labels are
-    partly -100.
+    partly -100. Edges hold a self loop, parallel edges and none at the last node; one graph of a batch is
+    empty.
 
     Raises:
         DataError: a shape or bound names no constructor argument.
@@ -144,6 +145,15 @@ def draw_inputs(entry: Page, arguments: Mapping[str, Any], seed: int) -> dict[st
         values[rng.permutation(count)[:2]] = (high, 1)[:count]
         return values
 
+    def edges(count: int, nodes: int) -> np.ndarray:
+        values = rng.integers(0, max(nodes - 1, 1), (2, count))
+        values[1, :1], values[:, 1:3] = values[0, :1], values[:, 1:2]
+        return values
+
+    def sizes(graphs: int, nodes: int) -> np.ndarray:
+        parts = rng.multinomial(nodes, np.full(max(graphs - 1, 1), 1 / max(graphs - 1, 1)))
+        return np.insert(parts, graphs // 2, 0) if graphs > 1 else parts
+
     drawn: dict[str, np.ndarray] = {}
     for key, spec in entry.inputs.items():
         shape = tuple(size(s) for s in spec.shape)
@@ -154,6 +164,10 @@ def draw_inputs(entry: Page, arguments: Mapping[str, Any], seed: int) -> dict[st
                 drawn[key] = np.where(rng.random(shape) < 0.2, -100, rng.integers(0, size(spec.high), shape))
             case "lengths":
                 drawn[key] = lengths(shape[0], size(spec.high))
+            case "edges":
+                drawn[key] = edges(shape[-1], size(spec.high))
+            case "sizes":
+                drawn[key] = sizes(shape[0], size(spec.high))
             case "mask":
                 drawn[key] = np.arange(shape[-1]) < lengths(shape[0], shape[-1])[:, None]
             case "time":

@@ -49,6 +49,22 @@ from torchref.nn.generative import (
     timestep_embedding,
     upsample_nearest,
 )
+from torchref.nn.graph import (
+    GATConv,
+    GCNConv,
+    RGCNConv,
+    all_pairs,
+    edge_inputs,
+    global_add_pool,
+    global_max_pool,
+    global_mean_pool,
+    graph_ids,
+    mean_of_neighbours,
+    segment_max,
+    segment_mean,
+    segment_softmax,
+    segment_sum,
+)
 from torchref.nn.hub import (
     HUB_ACTIVATIONS,
     Conv1D,

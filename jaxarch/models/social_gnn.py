@@ -1,0 +1,41 @@
+"""Relational graph convolution over a social graph (guide E): Schlichtkrull et al. 2018, arXiv:1703.06103."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxarch import nn
+
+
+class SocialGNN(nn.Module):
+    """edge_index (2, E), edge_type (E,) in [0, num_relations), x (N, in_channels) -> (N, out_channels).
+
+    A node's features are joined with the mean embedding of the relations that enter it, then convolved with
+    one matrix per relation; `num_bases` or `num_blocks` make the matrices share weights.
+
+    Raises:
+        UsageError: num_bases and num_blocks together, or blocks that do not divide the channels.
+        DataError: outside jit, an edge index or relation is out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_relations: int,
+        out_channels: int = 64,
+        relation_dim: int = 16,
+        num_bases: int | None = None,
+        num_blocks: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.relation_emb = nn.Embedding(num_relations, relation_dim, rngs=rngs)
+        self.conv = nn.RGCNConv(
+            in_channels + relation_dim, out_channels, num_relations, num_bases, num_blocks, rngs=rngs
+        )
+
+    def __call__(
+        self, x: Float[Array, "n i"], edge_index: Int[Array, "2 e"], edge_type: Int[Array, " e"]
+    ) -> Float[Array, "n o"]:
+        relations = nn.segment_mean(self.relation_emb(edge_type), edge_index[1], x.shape[0])
+        return self.conv(jnp.concatenate([x, relations], 1), edge_index, edge_type)

@@ -1,0 +1,21 @@
+"""Messages from both ends and the edge between them (guide E): Gilmer et al. 2017, arXiv:1704.01212."""
+
+from torch import Tensor
+
+from torchref import nn
+
+
+class EdgeAwareGNN(nn.Module):
+    """x (N, node_features), edge_index (2, E), edge_attr (E, edge_features) -> (N, hidden_dim).
+
+    A node gets the mean over the edges that enter it of ReLU(linear([node, neighbour, edge])); 0 without any.
+    """
+
+    def __init__(self, node_features: int, edge_features: int, hidden_dim: int):
+        super().__init__()
+        width = 2 * node_features + edge_features
+        self.edge_mlp = nn.Sequential(nn.Linear(width, hidden_dim), nn.Activation("relu"))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        messages = self.edge_mlp(nn.edge_inputs(x, edge_index, edge_attr))
+        return nn.segment_mean(messages, edge_index[1], x.shape[0])

@@ -1,0 +1,32 @@
+"""Graph attention network (guide E): Velickovic et al. 2018, arXiv:1710.10903."""
+
+from torch import Tensor
+
+from torchref import nn
+
+
+class GAT(nn.Module):
+    """x (N, num_features), edge_index (2, E) -> (N, num_classes): class scores of every node.
+
+    The heads of the first layer are joined, the second has one. `dropout` acts on the hidden features,
+    `attention_dropout` on the attention weights of both layers.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        hidden_dim: int,
+        num_classes: int,
+        heads: int = 4,
+        dropout: float = 0.6,
+        attention_dropout: float = 0.6,
+    ):
+        super().__init__()
+        self.conv1 = nn.GATConv(num_features, hidden_dim, heads, dropout=attention_dropout)
+        self.activation = nn.Activation("elu")
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.GATConv(hidden_dim * heads, num_classes, dropout=attention_dropout)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = self.dropout(self.activation(self.conv1(x, edge_index)))
+        return self.conv2(x, edge_index)
