@@ -13,7 +13,7 @@ from jaxarch.nn.attention import (
     attention,
 )
 from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
-from jaxarch.nn.containers import ModuleList, Sequential
+from jaxarch.nn.containers import ModuleDict, ModuleList, Sequential
 from jaxarch.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
 from jaxarch.nn.generative import (
@@ -68,6 +68,7 @@ from jaxarch.nn.pool import (
     MaxPool1d,
     MaxPool2d,
 )
+from jaxarch.nn.pooling import Pooling, valid_steps
 from jaxarch.nn.position import (
     AdvancedPositionalEncoding,
     PositionalEncoding,
@@ -75,4 +76,5 @@ from jaxarch.nn.position import (
     check_length,
 )
 from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask
+from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
 from jaxarch.nn.transformer import TransformerBlock

@@ -2,6 +2,7 @@
 
 from flax import nnx
 
+ModuleDict = nnx.Dict
 ModuleList = nnx.List
 
 

@@ -83,7 +83,8 @@ class PositionalEncoding(Module):
     (T, D) or (B, T, D) -> the same. "sinusoidal": sin on even, cos on odd features, base 10000 (Vaswani et
     al. 2017); `use_learnable` adds a learned `offset` per position. "learnable": `pe` itself is learned.
     "rope": features are rotated in interleaved pairs; `use_learnable` learns the inverse frequencies. `pe`
-    is (max_len, 1, d_model), as in guide D. `offset` in the call is the position of the first row.
+    is (max_len, 1, d_model), as in guide D, or with `batch_first` (1, max_len, d_model), as in E; the input's
+    shape is the same for both. `offset` in the call is the position of the first row.
 
     Raises:
         UsageError: unknown encoding type, or rope with an odd d_model.
@@ -97,6 +98,7 @@ class PositionalEncoding(Module):
         dropout: float = 0.1,
         encoding_type: str = "sinusoidal",
         use_learnable: bool = False,
+        batch_first: bool = False,
         *,
         rngs: nnx.Rngs,
     ):
@@ -106,7 +108,7 @@ class PositionalEncoding(Module):
         self.dropout = Dropout(dropout, rngs=rngs)
         self.pe: Any = nnx.data(None)
         self.offset = self.rope = nnx.data(None)
-        shape = (max_len, 1, d_model)
+        shape = (1, max_len, d_model) if batch_first else (max_len, 1, d_model)
         if encoding_type == "sinusoidal":
             self.pe = Buffer(jnp.asarray(sinusoids(max_len, d_model), init.float_dtype()).reshape(shape))
             if use_learnable:
@@ -125,8 +127,9 @@ class PositionalEncoding(Module):
             x = x + self._rows(self.offset[...], x, offset)
         return self.dropout(x)
 
-    def _rows(self, table: Float[Array, "m 1 d"], x: Array, offset: Offset) -> Float[Array, "t d"]:
-        return jnp.take(table[:, 0], jnp.arange(x.shape[-2]) + offset, axis=0).astype(x.dtype)
+    def _rows(self, table: Float[Array, "_ _ d"], x: Array, offset: Offset) -> Float[Array, "t d"]:
+        rows = table.reshape(self.max_len, self.d_model)
+        return jnp.take(rows, jnp.arange(x.shape[-2]) + offset, axis=0).astype(x.dtype)
 
 
 def sinusoids(length: int, d_model: int) -> np.ndarray:

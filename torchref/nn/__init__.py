@@ -24,6 +24,7 @@ from torch.nn import (
     MaxPool1d,
     MaxPool2d,
     Module,
+    ModuleDict,
     ModuleList,
     RMSNorm,
     Sequential,
@@ -76,6 +77,7 @@ from torchref.nn.hub import (
 )
 from torchref.nn.init import INITIALIZERS, initialized, initializer
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
+from torchref.nn.pooling import Pooling, valid_steps
 from torchref.nn.position import (
     AdvancedPositionalEncoding,
     PositionalEncoding,
@@ -83,4 +85,5 @@ from torchref.nn.position import (
     check_length,
 )
 from torchref.nn.rnn import GRU, LSTM, RNN, length_mask
+from torchref.nn.self_attention import SelfAttention, SelfAttentionBlock
 from torchref.nn.transformer import TransformerBlock

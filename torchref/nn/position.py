@@ -67,8 +67,9 @@ class PositionalEncoding(Module):
     (T, D) or (B, T, D) -> the same. "sinusoidal": sin on even, cos on odd features, base 10000 (Vaswani et
     al. 2017); `use_learnable` adds a learned `offset` per position. "learnable": `pe` itself is learned.
     "rope": features are rotated in interleaved pairs; `use_learnable` learns the inverse frequencies. `pe`
-    is (max_len, 1, d_model), as in guide D. `offset` in the call is the position of the first row. A T
-    longer than `max_len` is a ValueError.
+    is (max_len, 1, d_model), as in guide D, or with `batch_first` (1, max_len, d_model), as in E; the input's
+    shape is the same for both. `offset` in the call is the position of the first row. A T longer than
+    `max_len` is a ValueError.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class PositionalEncoding(Module):
         dropout: float = 0.1,
         encoding_type: str = "sinusoidal",
         use_learnable: bool = False,
+        batch_first: bool = False,
     ):
         super().__init__()
         if encoding_type not in ENCODINGS:
@@ -85,7 +87,7 @@ class PositionalEncoding(Module):
         self.d_model, self.max_len, self.encoding_type = d_model, max_len, encoding_type
         self.dropout = Dropout(dropout)
         self.offset = self.rope = None
-        shape = (max_len, 1, d_model)
+        shape = (1, max_len, d_model) if batch_first else (max_len, 1, d_model)
         if encoding_type == "sinusoidal":
             table = torch.from_numpy(sinusoids(max_len, d_model)).to(torch.get_default_dtype())
             self.register_buffer("pe", table.reshape(shape))
@@ -106,7 +108,8 @@ class PositionalEncoding(Module):
         return self.dropout(x)
 
     def _rows(self, table: Tensor, x: Tensor, offset: int) -> Tensor:
-        return table[offset : offset + x.shape[-2], 0].to(x.dtype)
+        rows = table.reshape(self.max_len, self.d_model)
+        return rows[offset : offset + x.shape[-2]].to(x.dtype)
 
 
 def sinusoids(length: int, d_model: int) -> np.ndarray:

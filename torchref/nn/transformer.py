@@ -15,8 +15,9 @@ class TransformerBlock(Module):
     x (B, T, D) -> the same, with `cache` also the cache. Post-norm, guide D's, is norm(x + f(x)); with
     `norm_first` x + f(norm(x)) (Xiong et al. 2020, arXiv:2002.04745). `dropout` acts on the attention
     weights and on both branches, `ff_dropout` (None: the same) inside ff. `use_relative_pos` is
-    attention_type="relative"; with another type it is a ValueError. The arguments after `ff_dropout` are
-    MultiHeadAttention's.
+    attention_type="relative"; with another type it is a ValueError. After `ff_dropout` come
+    MultiHeadAttention's arguments, then two switches of guide B: without `use_layer_norm` there is no norm,
+    without `use_residual` nothing is added.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class TransformerBlock(Module):
         max_len: int = 5000,
         rope_layout: str = "interleaved",
         use_learnable: bool = False,
+        use_layer_norm: bool = True,
+        use_residual: bool = True,
     ):
         super().__init__()
         if use_relative_pos and attention_type not in ("standard", "relative"):
             raise ValueError(f"use_relative_pos contradicts attention_type={attention_type!r}: set one")
-        self.norm_first = norm_first
+        self.norm_first, self.use_residual = norm_first, use_residual
         self.attention = MultiHeadAttention(
             d_model,
             n_heads,
@@ -55,24 +58,32 @@ class TransformerBlock(Module):
             rope_layout,
             use_learnable,
         )
-        self.norm1 = LayerNorm(d_model)
+        self.norm1 = LayerNorm(d_model) if use_layer_norm else None
         self.ff = Sequential(
             Linear(d_model, d_ff),
             Activation(activation),
             Dropout(dropout if ff_dropout is None else ff_dropout),
             Linear(d_ff, d_model),
         )
-        self.norm2 = LayerNorm(d_model)
+        self.norm2 = LayerNorm(d_model) if use_layer_norm else None
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor | tuple:
-        y: Any = self.attention(self.norm1(x) if self.norm_first else x, mask=mask, cache=cache)
+        y: Any = self.attention(normed(self.norm1, x) if self.norm_first else x, mask=mask, cache=cache)
         if cache is not None:
             y, cache = y
-        x = x + self.dropout(y)
+        x = self._join(x, y)
         if self.norm_first:
-            x = x + self.dropout(self.ff(self.norm2(x)))
+            x = self._join(x, self.ff(normed(self.norm2, x)))
         else:
-            x = self.norm1(x)
-            x = self.norm2(x + self.dropout(self.ff(x)))
+            x = normed(self.norm1, x)
+            x = normed(self.norm2, self._join(x, self.ff(x)))
         return x if cache is None else (x, cache)
+
+    def _join(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.dropout(y) if self.use_residual else self.dropout(y)
+
+
+def normed(norm: LayerNorm | None, x: Tensor) -> Tensor:
+    """norm(x), or x where there is no norm."""
+    return x if norm is None else norm(x)

@@ -1,0 +1,56 @@
+"""A sequence as one vector: mean, max, first token, or a learned weighting."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jaxarch.errors import DataError, unknown
+from jaxarch.nn.linear import Linear
+from jaxarch.nn.module import Module
+
+POOLINGS = ("mean", "max", "cls", "attention")
+
+
+class Pooling(Module):
+    """(B, T, d_model), mask (B, T) True where valid -> (B, d_model); masked steps never count.
+
+    "mean" and "max" over the valid steps, zero where there is none; "cls" is the first step, masked or not;
+    "attention" the sum weighted by softmax(linear(x)) (Lin et al. 2017, arXiv:1703.03130, one hop), the mean
+    of all steps where none is valid.
+
+    Raises:
+        UsageError: unknown strategy; the known ones are listed.
+        DataError: in the call, a mask of another shape.
+    """
+
+    def __init__(self, strategy: str, d_model: int, *, rngs: nnx.Rngs):
+        if strategy not in POOLINGS:
+            raise unknown("pooling", strategy, POOLINGS)
+        self.strategy = strategy
+        self.attn = Linear(d_model, 1, rngs=rngs) if strategy == "attention" else nnx.data(None)
+
+    def __call__(self, x: Float[Array, "b t d"], mask: Array | None = None) -> Float[Array, "b d"]:
+        if self.strategy == "cls":
+            return x[:, 0]
+        valid = valid_steps(x, mask)
+        if self.attn is not None:
+            scores = jnp.where(valid, self.attn(x)[..., 0], jnp.finfo(x.dtype).min)
+            return jnp.einsum("bt,btd->bd", jax.nn.softmax(scores), x)
+        wide, some = valid[..., None], valid.any(1)[:, None]
+        if self.strategy == "max":
+            return jnp.where(some, jnp.where(wide, x, jnp.finfo(x.dtype).min).max(1), 0)
+        return jnp.where(wide, x, 0).sum(1) / jnp.maximum(wide.sum(1), 1).astype(x.dtype)
+
+
+def valid_steps(x: Array, mask: Array | None) -> Bool[Array, "b t"]:
+    """The mask (B, T) of x (B, T, ...) or of ids (B, T) as booleans; all True if there is none.
+
+    Raises:
+        DataError: it has another shape.
+    """
+    if mask is None:
+        return jnp.ones(x.shape[:2], bool)
+    if mask.shape != x.shape[:2]:
+        raise DataError(f"a mask of shape {tuple(mask.shape)} does not fit, it must be {tuple(x.shape[:2])}")
+    return mask != 0
