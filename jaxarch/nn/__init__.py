@@ -12,6 +12,7 @@ from jaxarch.nn.attention import (
     MultiHeadAttentionWithRelativePosition,
     attention,
 )
+from jaxarch.nn.bert import BertConfig, BertModel
 from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from jaxarch.nn.containers import ModuleDict, ModuleList, Sequential
 from jaxarch.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d

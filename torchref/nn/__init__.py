@@ -38,6 +38,7 @@ from torchref.nn.attention import (
     MultiHeadAttentionWithRelativePosition,
     attention,
 )
+from torchref.nn.bert import BertConfig, BertModel
 from torchref.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from torchref.nn.generative import (
     LeakyReLU,

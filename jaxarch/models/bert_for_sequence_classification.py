@@ -1,0 +1,74 @@
+"""BERT that classifies or scores a text, under the hub's names of `BertForSequenceClassification`.
+
+Devlin et al. 2018, arXiv:1810.04805.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxarch import nn
+from jaxarch.errors import DataError
+
+
+class BertForSequenceClassification(nn.Module):
+    """BertModel's inputs -> {"logits" (B, num_labels)}; with labels also "loss"; states and weights if asked.
+
+    The problem is the config's or, as on the hub, told by the labels: one label is a regression (floats (B,)
+    or (B, 1), squared error), integers (B,) are classes (cross-entropy, -100 does not count), floats
+    (B, num_labels) are labels that may hold together (binary cross-entropy).
+
+    Raises:
+        UsageError, DataError: as `BertModel`, and for labels that do not fit the problem.
+    """
+
+    def __init__(self, config: nn.BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.bert = nn.BertModel(config, rngs=rngs)
+        drop = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if drop is None else drop, rngs=rngs)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels, rngs=rngs)
+        nn.draw_normal(self.classifier, config.initializer_range, rngs=rngs)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "b t"] | None = None,
+        attention_mask: Array | None = None,
+        token_type_ids: Int[Array, "_ _"] | None = None,
+        position_ids: Int[Array, "_ _"] | None = None,
+        inputs_embeds: Float[Array, "b t d"] | None = None,
+        labels: Array | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> dict[str, Any]:
+        outputs = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_hidden_states,
+            output_attentions,
+        )
+        del outputs["last_hidden_state"]
+        outputs = {"logits": self.classifier(self.dropout(outputs.pop("pooler_output"))), **outputs}
+        return outputs if labels is None else {"loss": self._loss(outputs["logits"], labels), **outputs}
+
+    def _loss(self, logits: Float[Array, "b n"], labels: Array) -> Float[Array, ""]:
+        kind, floating = self.config.problem_type, jnp.issubdtype(labels.dtype, jnp.floating)
+        if kind is None:
+            kind = "single_label_classification" if not floating else "multi_label_classification"
+            kind = "regression" if logits.shape[1] == 1 else kind
+        if kind == "single_label_classification":
+            if floating or labels.shape != logits.shape[:1]:
+                raise DataError(f"labels must be integers of shape {logits.shape[:1]} for {kind}")
+            return nn.token_loss(logits, labels)
+        labels = labels.reshape(logits.shape) if logits.shape[1] == 1 else labels
+        if not floating or labels.shape != logits.shape:
+            raise DataError(f"labels must be floats of shape {logits.shape} for {kind}")
+        if kind == "regression":
+            return jnp.square(logits - labels).mean()
+        return (jax.nn.softplus(logits) - logits * labels).mean()
