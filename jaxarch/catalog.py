@@ -45,6 +45,23 @@ def page(name: str) -> Page:
     return read_page(_folder() / f"{name}.toml")
 
 
+def find(name: str) -> tuple[str, str | None]:
+    """(architecture, variant) of a name: an architecture's own, or a variant's that only one page has.
+
+    Raises:
+        UsageError: neither; near matches are given.
+    """
+    if name in list_models():
+        return name, None
+    owners = [n for n in list_models() if name in page(n).variants]
+    if len(owners) == 1:
+        return owners[0], name
+    if owners:
+        raise UsageError(f"{name} is a variant of {', '.join(owners)}: name the model, and --variant {name}")
+    own = [v for n in list_models() for v in page(n).variants if not v.startswith("tiny")]
+    raise unknown("model", name, [*list_models(), *own])
+
+
 def model_class(name: str, package: str = "jaxarch") -> type:
     """The class of an architecture in `jaxarch` or `torchref`."""
     return getattr(importlib.import_module(f"{package}.models.{name}"), page(name).cls)

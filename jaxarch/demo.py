@@ -199,7 +199,11 @@ def _step_both(run, middle: checkpoint.Restored, rows, report: Report, reference
     model.eval()
     graph, params, rest = state.split(model)
     fresh = step.TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, rest=rest, opt_state=run.optimizer.init(params)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        rest=rest,
+        opt_state={k: o.init(params) for k, o in run.optimizers.items()},
+        average={},
     )
     saved = checkpoint.flatten(fresh)
     moments = {k: v for k, v in middle.leaves.items() if k in saved and ".rngs." not in k}
@@ -211,7 +215,7 @@ def _step_both(run, middle: checkpoint.Restored, rows, report: Report, reference
     optimizer = to_torch_optimizer(rows, current.opt_state)
     start, recipe = int(current.step), run.recipe
     batches = [run.source.batch(recipe.seed, start + i, 8) for i in range(STEPS)]
-    advance = step.make_train_step(graph, run.task, run.optimizer)
+    advance = step.make_train_step(graph, run.task, run.optimizers)
     for batch in batches:
         current, _ = advance(current, {k: jnp.asarray(v) for k, v in batch.items()})
     schedule = loop.schedule_of(recipe)

@@ -39,7 +39,7 @@ def summarize(name: str, variant: str | None = None, **overrides) -> list[Module
     variant = variant or catalog.default_variant(name)
     model = nnx.eval_shape(lambda: catalog.create_model(name, variant, **overrides))
     model.eval()
-    inputs = abstract_inputs(entry.inputs, catalog.arguments(name, variant, overrides))
+    inputs = abstract_inputs(entry.inputs_of(variant), catalog.arguments(name, variant, overrides))
     flops = module_flops(model, inputs)
     params = state.split(model).params
     rows = []

@@ -48,7 +48,9 @@ class Recipe:
     """How a page trains its model. Every field can be set by `--set train.FIELD=VALUE`.
 
     `None` takes the value from the model's own config object if it has a field of that name
-    (`ModelConfig.learning_rate`, ...), and otherwise the default that `train.optim` documents.
+    (`ModelConfig.learning_rate`, ...), and otherwise the default in `train.loop`. `options` are those of the
+    data, `task_options` those of the task; `updates` sets optimizer fields for single updates of a task that
+    has several (`[train.updates.critic] learning_rate = 4e-4`).
     """
 
     task: str
@@ -64,17 +66,23 @@ class Recipe:
     max_grad_norm: float | None = None
     mixed_precision: bool | None = None
     label_smoothing: float | None = None
+    ema: float = 0.0
     accumulate: int = 1
     eval_every: int = 100
     save_every: int = 0
     patience: int = 0
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    updates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """One architecture: what its page says, checked."""
+    """One architecture: what its page says, checked.
+
+    `sizes` gives, by variant, the shapes of inputs that differ from those of [inputs].
+    """
 
     name: str
     cls: str
@@ -84,6 +92,7 @@ class Page:
     variants: Mapping[str, Mapping[str, Any]]
     inputs: Mapping[str, Input]
     outputs: str = "features"
+    sizes: Mapping[str, Mapping[str, tuple[int | str, ...]]] = field(default_factory=dict)
     train: Recipe | None = None
     sharding: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
@@ -91,6 +100,14 @@ class Page:
     def cases(self) -> tuple[str, ...]:
         """The variants that the parity harness runs: the ones whose names begin with `tiny`."""
         return tuple(v for v in self.variants if v.startswith("tiny"))
+
+    def inputs_of(self, variant: str) -> dict[str, Input]:
+        """The inputs of a variant, in its own sizes."""
+        sizes = self.sizes.get(variant, {})
+        return {
+            k: dataclasses.replace(v, shape=tuple(sizes[k])) if k in sizes else v
+            for k, v in self.inputs.items()
+        }
 
 
 def build(cls, data: Mapping[str, Any], where: str):
@@ -127,6 +144,12 @@ def read_page(path: Path) -> Page:
         raise unknown(f"family in {where}", data.get("family"), FAMILIES)
     data["variants"] = {v: _extended(v, data.get("variants", {}), where) for v in data.get("variants", {})}
     data["inputs"] = {k: build(Input, v, f"{where} [inputs.{k}]") for k, v in data.get("inputs", {}).items()}
+    for variant, sizes in data.get("sizes", {}).items():
+        if variant not in data["variants"]:
+            raise unknown(f"variant in {where} [sizes]", variant, data["variants"])
+        for key in sizes:
+            if key not in data["inputs"]:
+                raise unknown(f"input in {where} [sizes.{variant}]", key, data["inputs"])
     if "train" in data:
         data["train"] = build(Recipe, data["train"], f"{where} [train]")
         if data["train"].variant not in data["variants"]:

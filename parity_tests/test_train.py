@@ -88,7 +88,8 @@ def test_hand_over_in_the_middle_both_ways(twins):
     def run_jax(params, opt_state, part):
         params, opt_state = jax.tree.map(jnp.copy, (params, opt_state))
         now = step.TrainState(
-            step=jnp.zeros((), jnp.int32), params=params, rest=jax.tree.map(jnp.copy, rest), opt_state=opt_state
+            step=jnp.zeros((), jnp.int32), params=params, rest=jax.tree.map(jnp.copy, rest), opt_state=opt_state,
+            average={},
         )
         found = []
         for batch in part:
@@ -112,7 +113,7 @@ def test_hand_over_in_the_middle_both_ways(twins):
         return found, model, slots
 
     whole_torch, model, slots = run_torch(theirs.state_dict(), None, batches, 0)
-    whole_jax, end = run_jax(params, optimizer.init(params), batches)
+    whole_jax, end = run_jax(params, {"model": optimizer.init(params)}, batches)
     np.testing.assert_allclose(whole_jax, whole_torch, rtol=1e-10)
     exported = to_torch_optimizer(rows, end.opt_state)
     for name, own in slots.items():
@@ -121,7 +122,7 @@ def test_hand_over_in_the_middle_both_ways(twins):
             assert error <= 1e-10 * max(np.linalg.norm(own[slot]), 1e-6), (name, slot)
 
     # jax -> torch
-    _, middle = run_jax(params, optimizer.init(params), batches[:9])
+    _, middle = run_jax(params, {"model": optimizer.init(params)}, batches[:9])
     weights = {k: as_tensor(v) for k, v in to_state_dict(state.merge(graph, middle.params, middle.rest)).items()}
     later, _, _ = run_torch(weights, to_torch_optimizer(rows, middle.opt_state), batches[9:], 9)
     np.testing.assert_allclose(later, whole_torch[9:], rtol=1e-10)
@@ -130,7 +131,7 @@ def test_hand_over_in_the_middle_both_ways(twins):
     _, model, slots = run_torch(theirs.state_dict(), None, batches[:9], 0)
     half = catalog.create_model("mlp", "tiny")
     load_state_dict(half, model.state_dict())
-    taken = from_torch_optimizer(rows, slots, optimizer.init(params))
+    taken = from_torch_optimizer(rows, slots, {"model": optimizer.init(params)})
     for name, own in to_torch_optimizer(rows, taken).items():
         chex.assert_trees_all_equal(own["exp_avg"], slots[name]["exp_avg"])
     later, _ = run_jax(state.split(half).params, taken, batches[9:])
@@ -266,7 +267,7 @@ def _batch(run):
 
 
 def _stepped(run, now, batch):
-    return step.make_train_step(run.graph, run.task, run.optimizer, mixed_precision=True)(now, batch)
+    return step.make_train_step(run.graph, run.task, run.optimizers, mixed_precision=True)(now, batch)
 
 
 def test_nan_is_named_and_never_saved(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ class Pair:
         randomize(theirs, seed)
         arguments = catalog.arguments(name, variant)
         kinds = {k: v.kind for k, v in entry.inputs.items()}
-        inputs = draw_inputs(entry, arguments, seed)
+        inputs = draw_inputs(entry, arguments, seed, variant=variant)
         ours = catalog.create_model(name, variant, rngs=seed)
         return cls(theirs, ours, inputs, kinds=kinds, outputs=entry.outputs, seed=seed)
 
@@ -121,7 +121,9 @@ def to_torch(value: Any, kind: str) -> np.ndarray:
     return np.moveaxis(value, -1, 1) if KINDS[kind][1] and value.ndim > 2 else value
 
 
-def draw_inputs(entry: Page, arguments: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+def draw_inputs(
+    entry: Page, arguments: Mapping[str, Any], seed: int, *, variant: str = ""
+) -> dict[str, np.ndarray]:
     """Random inputs of a page in torch's axis order, the same for the same seed.
 
     Lengths are unsorted and hold 1 and the highest; masks have the prefixes of such lengths, labels are
@@ -155,7 +157,7 @@ def draw_inputs(entry: Page, arguments: Mapping[str, Any], seed: int) -> dict[st
         return np.insert(parts, graphs // 2, 0) if graphs > 1 else parts
 
     drawn: dict[str, np.ndarray] = {}
-    for key, spec in entry.inputs.items():
+    for key, spec in entry.inputs_of(variant).items():
         shape = tuple(size(s) for s in spec.shape)
         match spec.kind:
             case "tokens":

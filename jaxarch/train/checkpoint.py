@@ -137,13 +137,14 @@ def latest_intact(folder: Path, like: Mapping[str, Any]) -> tuple[int, dict[str,
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint on the host: where it is, what it says of itself, its parameters and other state."""
+    """A checkpoint on the host: where it is, what it says of itself, its parameters and other state by path."""
 
     run: Path
     path: Path
     about: dict[str, Any]
     params: dict[str, np.ndarray]
     rest: dict[str, np.ndarray]
+    average: dict[str, np.ndarray]
     leaves: dict[str, np.ndarray]
 
     def abstract(self) -> nnx.Module:
@@ -151,24 +152,25 @@ class Restored:
         return nnx.eval_shape(self._build)
 
     def _build(self) -> nnx.Module:
-        from jaxarch.train.tasks import PooledClassifier
+        from jaxarch.train import tasks
 
-        about = self.about
-        model = catalog.create_model(about["name"], about["variant"], **about["overrides"])
-        if about.get("recipe", {}).get("task") == "sequence_classification":
-            width, classes = self.params["head.weight"].shape
-            return PooledClassifier(model, width, classes, rngs=nnx.Rngs(0))
-        return model
+        about, rngs = self.about, nnx.Rngs(0)
+        model = catalog.create_model(about["name"], about["variant"], rngs=rngs, **about["overrides"])
+        if "recipe" not in about:
+            return model
+        task = tasks.task(about["recipe"]["task"], **about["recipe"]["task_options"])
+        sample = {k: jnp.zeros(shape, dtype) for k, (shape, dtype) in about["sample"].items()}
+        return task.wrap(model, sample, about["classes"], rngs)
 
     def model(self) -> nnx.Module:
-        """The model with its weights.
+        """The model with its weights: their moving average, if the run kept one.
 
         Raises:
             CheckpointError: the checkpoint's arrays are not the model's.
         """
         model = self._build()
         want = set(state.flat(nnx.state(model, nnx.Not(nnx.RngState))))
-        have = {**self.params, **self.rest}
+        have = {**self.params, **self.rest, **self.average}
         if missing := sorted(want - set(have)):
             raise CheckpointError(f"{self.path} holds no {missing[0]}: it is not a {self.about['name']}")
         state.update(model, {k: jnp.asarray(have[k]) for k in want})
@@ -197,12 +199,12 @@ def load(path: Path) -> Restored:
 
 def _restored(path: Path, run: Path) -> Restored:
     about, leaves = _json(path / ABOUT), read(path)
-    groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "rest": {}}
+    groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "rest": {}, "average": {}}
     for key, value in leaves.items():
         for group, found in groups.items():
             if key.startswith(f"{group}/"):
                 found[key.removeprefix(f"{group}/")] = value
-    return Restored(run, path, about, groups["params"], groups["rest"], leaves)
+    return Restored(run, path, about, **groups, leaves=leaves)
 
 
 @functools.cache

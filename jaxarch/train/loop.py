@@ -33,6 +33,8 @@ DEFAULTS: dict[str, Any] = {
     "label_smoothing": 0.0,
 }
 METRICS = "metrics.jsonl"
+TABLES = ("options", "task_options")  # `--set train.options.upscale=2`
+UPDATE_FIELDS = ("optimizer", "learning_rate", "weight_decay", "max_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Run:
     mesh: jax.sharding.Mesh
     task: tasks.Task
     source: data.Source
-    optimizer: Any
+    optimizers: Mapping[str, Any]
+    sample: Mapping[str, Any]
     graph: nnx.GraphDef
     eval_graph: nnx.GraphDef
     abstract: step.TrainState
@@ -80,6 +83,8 @@ class Run:
             "overrides": self.overrides,
             "recipe": recipe,
             "mesh": mesh,
+            "classes": self.source.classes,
+            "sample": {k: [v.shape, str(v.dtype)] for k, v in self.sample.items()},
         }
 
 
@@ -88,7 +93,8 @@ def recipe_of(
 ) -> tuple[Recipe, str, dict[str, Any]]:
     """The page's recipe with settings applied and every value filled in: (recipe, variant, model overrides).
 
-    Settings are `train.FIELD` (`train.lr` is the learning rate) and `model.ARGUMENT`. What neither page nor
+    Settings are `train.FIELD` (`train.lr` is the learning rate), `train.options.OPTION`,
+    `train.task_options.OPTION` and `model.ARGUMENT`. What neither page nor
     settings say is taken from the model's config object, then from DEFAULTS.
 
     Raises:
@@ -103,8 +109,11 @@ def recipe_of(
     for key, text in settings.items():
         room, _, field = key.partition(".")
         field = ALIASES.get(field, field)
-        if room == "train" and field in fields:
+        if room == "train" and field in fields and field not in TABLES:
             values[field] = _parsed(key, text, fields[field].type)
+        elif room == "train" and field.partition(".")[0] in TABLES:
+            table, _, inner = field.partition(".")
+            values[table] = {**values.get(table, getattr(entry.train, table)), inner: _literal(text)}
         elif room == "train":
             raise unknown("setting train.", field, fields)
         elif room == "model" and field in known:
@@ -127,6 +136,8 @@ def recipe_of(
         raise UsageError(
             f"train.accumulate {recipe.accumulate} does not divide batch_size {recipe.batch_size}"
         )
+    if not 0 <= recipe.ema < 1:
+        raise UsageError(f"train.ema must be in [0, 1), not {recipe.ema}")
     return recipe, recipe.variant, overrides
 
 
@@ -142,13 +153,8 @@ def prepare(name: str, *, variant: str | None, settings: Mapping[str, str], mesh
     batch_sharding(devices, recipe.batch_size)
     arguments = catalog.arguments(name, variant, overrides)
     source = data.load(recipe.data, out=out, arguments=arguments, options=recipe.options, seed=recipe.seed)
-    task = tasks.task(recipe.task)
-    optimizer = optim.create_optimizer(
-        recipe.optimizer,
-        learning_rate=schedule_of(recipe),
-        weight_decay=recipe.weight_decay or 0.0,
-        max_grad_norm=recipe.max_grad_norm or 0.0,
-    )
+    task = tasks.task(recipe.task, label_smoothing=recipe.label_smoothing or 0.0, **recipe.task_options)
+    optimizers = optimizers_of(recipe, task)
     sample = source.batch(recipe.seed, 0, recipe.batch_size)
 
     def build() -> nnx.Module:
@@ -163,15 +169,51 @@ def prepare(name: str, *, variant: str | None, settings: Mapping[str, str], mesh
     eval_graph = state.split(model).graph
 
     def create():
-        return step.create_state(build, optimizer)
+        return step.create_state(build, task, optimizers, average=recipe.ema > 0)
 
     abstract = jax.eval_shape(create)
     placed = placement(abstract, devices, catalog.page(name).sharding)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed)
     init = jax.jit(create, out_shardings=placed)
     return Run(
-        name, variant, overrides, recipe, devices, task, source, optimizer, graph, eval_graph, abstract, init
+        name=name,
+        variant=variant,
+        overrides=overrides,
+        recipe=recipe,
+        mesh=devices,
+        task=task,
+        source=source,
+        optimizers=optimizers,
+        sample=sample,
+        graph=graph,
+        eval_graph=eval_graph,
+        abstract=abstract,
+        init=init,
     )
+
+
+def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, Any]:
+    """The optimizer of each update of the task.
+
+    Raises:
+        UsageError: `updates` names no update of the task, or a field that updates cannot set.
+    """
+    for name, fields in recipe.updates.items():
+        if name not in task.updates:
+            raise unknown(f"update of task {recipe.task}", name, task.updates)
+        for field in fields:
+            if field not in UPDATE_FIELDS:
+                raise unknown(f"field of update {name}", field, UPDATE_FIELDS)
+    made = {}
+    for name in task.updates:
+        own = dataclasses.replace(recipe, **recipe.updates.get(name, {}))
+        made[name] = optim.create_optimizer(
+            own.optimizer,
+            learning_rate=schedule_of(own),
+            weight_decay=own.weight_decay or 0.0,
+            max_grad_norm=own.max_grad_norm or 0.0,
+        )
+    return made
 
 
 def schedule_of(recipe: Recipe) -> Any:
@@ -195,6 +237,7 @@ def placement(abstract: step.TrainState, mesh: jax.sharding.Mesh, exceptions: Ma
         params=by_path,
         rest=dict.fromkeys(abstract.rest, everywhere),
         opt_state=jax.tree_util.tree_map_with_path(moment, abstract.opt_state),
+        average={k: by_path[k] for k in abstract.average},
     )
 
 
@@ -254,10 +297,11 @@ class _Loop:
         self.step = step.make_train_step(
             run.graph,
             run.task,
-            run.optimizer,
-            label_smoothing=recipe.label_smoothing or 0.0,
+            run.optimizers,
             mixed_precision=bool(recipe.mixed_precision),
             accumulate=recipe.accumulate,
+            average=recipe.ema,
+            seed=recipe.seed,
             placed=jax.tree.map(lambda x: x.sharding, run.abstract),
         )
         self.count = step.make_eval_step(run.eval_graph, run.task)
@@ -320,9 +364,9 @@ class _Loop:
 
     def _evaluate(self, current: step.TrainState, at: int) -> bool:
         """Evaluate, keep the best; True if patience has run out."""
-        recipe, sums = self.run.recipe, None
+        recipe, sums = self.run.recipe, None  # the averaged parameters, where there are any
         for batch in self.run.source.evaluation(recipe.batch_size):
-            counted = self.count(current.params, current.rest, self.run.place(batch))
+            counted = self.count(current.average or current.params, current.rest, self.run.place(batch))
             sums = counted if sums is None else jax.tree.map(jnp.add, sums, counted)
         self.metrics = self.run.task.summary({k: float(v) for k, v in (sums or {}).items()})
         self._write({"step": at, **{f"eval_{k}": v for k, v in self.metrics.items()}})

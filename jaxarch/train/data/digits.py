@@ -1,0 +1,29 @@
+"""scikit-learn's handwritten digits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxarch.train.data import Source
+
+
+def load(
+    *, out: Path, arguments: Mapping[str, Any], seed: int, flatten: bool = False, upscale: int = 1
+) -> Source:
+    """scikit-learn's 1,797 digits of 8 by 8, scaled to [0, 1]; a fifth of each class is for testing.
+
+    `upscale` repeats each pixel that many times along both axes, for nets that halve the picture often.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    x = (images / 16).astype(np.float32)
+    if not flatten:
+        x = x.reshape(-1, 8, 8, 1).repeat(upscale, 1).repeat(upscale, 2)
+    parts = train_test_split(x, labels.astype(np.int32), test_size=0.2, random_state=0, stratify=labels)
+    train_x, test_x, train_y, test_y = parts
+    train, test = {"x": train_x, "label": train_y}, {"x": test_x, "label": test_y}
+    return Source(train=train, test=test, classes=10, unit="images")

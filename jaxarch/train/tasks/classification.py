@@ -1,0 +1,31 @@
+"""A model that gives logits (B, classes), or (B, ..., classes) with labels of the same shape."""
+
+from collections.abc import Mapping
+
+from flax import nnx
+from jaxtyping import Array
+
+from jaxarch.train.losses import cross_entropy
+from jaxarch.train.tasks import Batch, Task, Update, inputs_of
+
+
+def make(label_smoothing: float = 0.0) -> Task:
+    """Cross-entropy on the labels (-100 is ignored), scored by accuracy."""
+
+    def loss(model: nnx.Module, batch: Batch) -> Array:
+        return cross_entropy(model(**inputs_of(batch)), batch["label"], label_smoothing=label_smoothing)
+
+    return Task(updates={"model": Update(loss=loss)}, tally=count, summary=accuracy, score=("accuracy", True))
+
+
+def count(model: nnx.Module, batch: Batch) -> dict[str, Array]:
+    """Sums of the loss, the correct predictions and the labels that count."""
+    logits, label = model(**inputs_of(batch)), batch["label"]
+    total = (label != -100).sum().astype(logits.dtype)
+    correct = (logits.argmax(-1) == label).sum().astype(logits.dtype)
+    return {"loss": cross_entropy(logits, label) * total, "correct": correct, "count": total}
+
+
+def accuracy(sums: Mapping[str, float]) -> dict[str, float]:
+    """Mean loss and accuracy."""
+    return {"loss": sums["loss"] / sums["count"], "accuracy": sums["correct"] / sums["count"]}
