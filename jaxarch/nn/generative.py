@@ -1,6 +1,7 @@
 """Layers of generative models: images from rows, spectral norm, resampling, attention over pixels, time."""
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxarch.nn import init
 from jaxarch.nn.activation import leaky_relu
 from jaxarch.nn.conv import DIMENSIONS, check_channels
 from jaxarch.nn.linear import Linear
-from jaxarch.nn.module import Buffer, Module, optional, wide_dtype
+from jaxarch.nn.module import Buffer, Module, Perm, from_torch_layout, optional, wide_dtype
 from jaxarch.nn.norm import GroupNorm
 
 
@@ -37,65 +38,46 @@ class ToImage(Module):
         return jnp.moveaxis(x.reshape(-1, self.channels, self.height, self.width), 1, -1)
 
 
-class _Vectors(nnx.Module):
-    """The singular vectors that power iteration keeps."""
-
-    def __init__(self, u: Float[Array, " o"], v: Float[Array, " i"]):
-        self._u = Buffer(u)
-        self._v = Buffer(v)
-
-
-class _Parametrization(nnx.List):
-    """torch's `parametrizations.weight`: the weight as it is trained, and `0`, what is done to it."""
-
-    def __init__(self, original: Float[Array, "..."], step: _Vectors):
-        super().__init__([step])
-        # In torch's layout: the matrix whose norm is taken is that of torch's order.
-        self.original = nnx.Param(original)
-
-
-class _Parametrizations(nnx.Module):
-    """torch's `parametrizations`."""
-
-    def __init__(self, weight: _Parametrization):
-        self.weight = weight
-
-
 class _Spectral(Module):
     """A layer whose weight is divided by its largest singular value."""
 
     def _set(self, shape: tuple[int, ...], bias: bool, eps: float, rngs: nnx.Rngs) -> None:
         weight = init.torch_default(rngs.params(), shape)
-        matrix = weight.reshape(shape[0], -1)
-        u, v = (normalize(init.normal(1.0)(rngs.params(), (n,)), eps) for n in matrix.shape)
-        for _ in range(15):
-            u, v = power_iteration(matrix, v, eps)
         self.eps, self.use_running_average = eps, False
-        self.parametrizations = _Parametrizations(_Parametrization(weight, _Vectors(u, v)))
-        bound = 1 / math.sqrt(matrix.shape[1])
-        self.bias = optional(init.uniform(bound)(rngs.params(), shape[:1]) if bias else None)
+        self.bias = optional(
+            init.uniform(1 / math.sqrt(math.prod(shape[1:])))(rngs.params(), shape[:1]) if bias else None
+        )
+        self.weight_orig = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight_orig"]))
+        sizes = (shape[0], math.prod(shape[1:]))
+        u, v = (normalize(init.normal(1.0)(rngs.params(), (n,)), eps) for n in sizes)
+        self.weight_u = Buffer(u)
+        self.weight_v = Buffer(v)
 
     def _weight(self) -> Float[Array, "..."]:
-        """The weight of norm 1, in torch's layout; in train mode after one more step of power iteration."""
-        kept: _Vectors = self.parametrizations.weight[0]
-        weight = self.parametrizations.weight.original[...]
-        matrix = weight.reshape(weight.shape[0], -1)
-        u, v = kept._u[...], kept._v[...]
+        """The weight of norm 1; in train mode after one more step of power iteration."""
+        weight, perm = self.weight_orig[...], self.LAYOUT["weight_orig"] or ()
+        # The vectors belong to the matrix of torch's order.
+        theirs = jnp.transpose(weight, [perm.index(i) for i in range(len(perm))])
+        matrix = theirs.reshape(theirs.shape[0], -1)
         if not self.use_running_average:
-            u, v = power_iteration(jax.lax.stop_gradient(matrix), v, self.eps)
-            kept._u[...], kept._v[...] = u, v
-        return weight / (u @ (matrix @ v))
+            fixed = jax.lax.stop_gradient(matrix)
+            v = normalize(fixed.T @ self.weight_u[...], self.eps)
+            self.weight_v[...] = v
+            self.weight_u[...] = normalize(fixed @ v, self.eps)
+        return weight / (self.weight_u[...] @ (matrix @ self.weight_v[...]))
 
 
 class SpectralConv2d(_Spectral):
     """Conv2d whose weight is divided by its largest singular value (Miyato et al. 2018, arXiv:1802.05957).
 
-    (B, H, W, C) -> (B, H', W', C'). Keys are those of torch.nn.utils.parametrizations.spectral_norm. In train
-    mode each call makes one step of power iteration on the buffers `_u` and `_v`.
+    (B, H, W, C) -> (B, H', W', C'). Keys are those of torch.nn.utils.spectral_norm, `weight_orig weight_u
+    weight_v`. In train mode each call makes one step of power iteration on the two vectors.
 
     Raises:
         DataError: in the call, another number of channels.
     """
+
+    LAYOUT: ClassVar[dict[str, Perm]] = {"weight_orig": (2, 3, 1, 0)}
 
     def __init__(
         self,
@@ -114,14 +96,17 @@ class SpectralConv2d(_Spectral):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v o"]:
         check_channels(x, self.in_channels)
-        weight = jnp.transpose(self._weight(), (2, 3, 1, 0))
         pads = ((self.padding, self.padding),) * 2
-        y = jax.lax.conv_general_dilated(x, weight, (self.stride,) * 2, pads, dimension_numbers=DIMENSIONS[2])
+        y = jax.lax.conv_general_dilated(
+            x, self._weight(), (self.stride,) * 2, pads, dimension_numbers=DIMENSIONS[2]
+        )
         return y if self.bias is None else y + self.bias[...]
 
 
 class SpectralLinear(_Spectral):
     """Linear under spectral norm: (..., in_features) -> (..., out_features). See `SpectralConv2d`."""
+
+    LAYOUT: ClassVar[dict[str, Perm]] = {"weight_orig": (1, 0)}
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, eps: float = 1e-12, *, rngs: nnx.Rngs
@@ -129,7 +114,7 @@ class SpectralLinear(_Spectral):
         self._set((out_features, in_features), bias, eps, rngs)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = x @ self._weight().T
+        y = x @ self._weight()
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -167,14 +152,6 @@ class PixelAttention(Module):
 def normalize(x: Float[Array, " n"], eps: float) -> Float[Array, " n"]:
     """x / max(norm of x, eps)."""
     return x / jnp.maximum(jnp.linalg.norm(x), eps)
-
-
-def power_iteration(
-    matrix: Float[Array, "o i"], v: Float[Array, " i"], eps: float
-) -> tuple[Float[Array, " o"], Float[Array, " i"]]:
-    """One step towards the left and right singular vectors of the largest singular value."""
-    u = normalize(matrix @ v, eps)
-    return u, normalize(matrix.T @ u, eps)
 
 
 def upsample_nearest(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b u v c"]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import Conv2d, GroupNorm, Linear, Module, ModuleList
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import spectral_norm
 
 
 class LeakyReLU(Module):
@@ -34,8 +34,8 @@ class ToImage(Module):
 class SpectralConv2d(Conv2d):
     """Conv2d whose weight is divided by its largest singular value (Miyato et al. 2018, arXiv:1802.05957).
 
-    (B, C, H, W) -> (B, C', H', W'). Keys are those of torch.nn.utils.parametrizations.spectral_norm. In train
-    mode each call makes one step of power iteration on the buffers `_u` and `_v`.
+    (B, C, H, W) -> (B, C', H', W'). Keys are those of torch.nn.utils.spectral_norm, `weight_orig weight_u
+    weight_v`. In train mode each call makes one step of power iteration on the two vectors.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SpectralConv2d(Conv2d):
         eps: float = 1e-12,
     ):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
-        parametrizations.spectral_norm(self, eps=eps)
+        spectral_norm(self, eps=eps)
 
 
 class SpectralLinear(Linear):
@@ -57,7 +57,7 @@ class SpectralLinear(Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, eps: float = 1e-12):
         super().__init__(in_features, out_features, bias)
-        parametrizations.spectral_norm(self, eps=eps)
+        spectral_norm(self, eps=eps)
 
 
 class PixelAttention(Module):
