@@ -1,0 +1,178 @@
+"""Encoder-decoder transformer with guide D's names (Vaswani et al. 2017, arXiv:1706.03762).
+
+As in the guide, embeddings start at N(0, 1) and are not scaled; the encoder, the decoder and the output
+layer share no weights. The guide's decoder does not look at the encoder: `cross_attention=False` is that.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxarch import nn
+from jaxarch.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Guide D's settings; one vocabulary for source and target."""
+
+    vocab_size: int = 10000
+    d_model: int = 512
+    n_heads: int = 8
+    n_layers: int = 6
+    d_ff: int = 2048
+    dropout: float = 0.1
+    max_seq_len: int = 512
+    pad_token_id: int = 0
+    cross_attention: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise UsageError(f"pad_token_id {self.pad_token_id} is not in [0, {self.vocab_size})")
+
+
+class DecoderBlock(nn.Module):
+    """x (B, T, D), memory (B, S, D) -> (B, T, D), with `cache` also the cache; post-norm, ReLU.
+
+    x = norm1(x + attention), norm3(x + cross_attention), norm2(x + ff). Later positions are never seen.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        d_model, dropout = config.d_model, config.dropout
+        self.attention = nn.MultiHeadAttention(d_model, config.n_heads, dropout, causal=True, rngs=rngs)
+        self.norm1 = nn.LayerNorm(d_model, rngs=rngs)
+        self.cross_attention = self.norm3 = nnx.data(None)
+        if config.cross_attention:
+            self.cross_attention = nn.MultiHeadAttention(d_model, config.n_heads, dropout, rngs=rngs)
+            self.norm3 = nn.LayerNorm(d_model, rngs=rngs)
+        self.ff = nn.Sequential(
+            nn.Linear(d_model, config.d_ff, rngs=rngs),
+            nn.Activation("relu"),
+            nn.Dropout(dropout, rngs=rngs),
+            nn.Linear(config.d_ff, d_model, rngs=rngs),
+        )
+        self.norm2 = nn.LayerNorm(d_model, rngs=rngs)
+        self.dropout = nn.Dropout(dropout, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        memory: Float[Array, "b s d"],
+        mask: Array | None = None,
+        memory_mask: Array | None = None,
+        cache: nn.Cache | None = None,
+    ) -> Float[Array, "b t d"] | tuple:
+        y: Any = self.attention(x, mask=mask, cache=cache)
+        if cache is not None:
+            y, cache = y
+        x = self.norm1(x + self.dropout(y))
+        if self.cross_attention is not None and self.norm3 is not None:
+            x = self.norm3(x + self.dropout(self.cross_attention(x, memory, memory, memory_mask)))
+        x = self.norm2(x + self.dropout(self.ff(x)))
+        return x if cache is None else (x, cache)
+
+
+class Encoder(nn.Module):
+    """ids (B, S), mask (B, S) True where a token is real -> (B, S, D)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.word_embedding = nn.Embedding(config.vocab_size, config.d_model, rngs=rngs)
+        self.positional_encoding = nn.PositionalEncoding(
+            config.d_model, config.max_seq_len, config.dropout, rngs=rngs
+        )
+        self.layers: Any = nn.ModuleList(
+            [
+                nn.TransformerBlock(
+                    config.d_model, config.n_heads, config.d_ff, config.dropout, "relu", rngs=rngs
+                )
+                for _ in range(config.n_layers)
+            ]
+        )
+
+    def __call__(self, input_ids: Int[Array, "b s"], mask: Array | None = None) -> Float[Array, "b s d"]:
+        x = self.positional_encoding(self.word_embedding(input_ids))
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+
+class Decoder(nn.Module):
+    """ids (B, T), memory (B, S, D), masks (B, T) and (B, S) -> (B, T, D), with `cache` also the cache."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.word_embedding = nn.Embedding(config.vocab_size, config.d_model, rngs=rngs)
+        self.positional_encoding = nn.PositionalEncoding(
+            config.d_model, config.max_seq_len, config.dropout, rngs=rngs
+        )
+        self.layers: Any = nn.ModuleList([DecoderBlock(config, rngs=rngs) for _ in range(config.n_layers)])
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "b t"],
+        memory: Float[Array, "b s d"],
+        mask: Array | None = None,
+        memory_mask: Array | None = None,
+        cache: tuple[nn.Cache, ...] | None = None,
+    ) -> Float[Array, "b t d"] | tuple:
+        x = self.positional_encoding(self.word_embedding(input_ids), 0 if cache is None else cache[0].length)
+        if cache is None:
+            for layer in self.layers:
+                x = layer(x, memory, mask, memory_mask)
+            return x
+        grown = []
+        for layer, old in zip(self.layers, cache, strict=True):
+            x, new = layer(x, memory, mask, memory_mask, old)
+            grown.append(new)
+        return x, tuple(grown)
+
+
+class Transformer(nn.Module):
+    """Source ids (B, S), target ids (B, T) -> logits (B, T, V): at t those of the target's token t + 1.
+
+    Padding (`pad_token_id`) is seen by no one, a later target position by no earlier one. `encode` and
+    `decode` are the same function a few target tokens at a time: see `jaxarch.generate.translate`.
+
+    Raises:
+        UsageError: as MultiHeadAttention.
+        DataError: in the call, ids outside the vocabulary, a sequence beyond `max_seq_len`.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+        self.output_layer = nn.Linear(config.d_model, config.vocab_size, rngs=rngs)
+
+    def __call__(self, src: Int[Array, "b s"], tgt: Int[Array, "b t"]) -> Float[Array, "b t v"]:
+        memory, memory_mask = self.encode(src)
+        return self.output_layer(self.decoder(tgt, memory, self._real(tgt), memory_mask))
+
+    def encode(self, src: Int[Array, "b s"]) -> tuple[Float[Array, "b s d"], Bool[Array, "b s"]]:
+        """What the decoder reads, (B, S, D), and where it is real, (B, S)."""
+        return self.encoder(src, self._real(src)), self._real(src)
+
+    def init_cache(self, batch: int, max_len: int | None = None) -> tuple[nn.Cache, ...]:
+        """An empty cache for `decode`, for `max_len` positions (`max_seq_len` if not given).
+
+        Raises:
+            DataError: `max_len` exceeds the model's.
+        """
+        max_len = self.config.max_seq_len if max_len is None else max_len
+        nn.check_length(max_len, self.config.max_seq_len)
+        return tuple(layer.attention.init_cache(batch, max_len) for layer in self.decoder.layers)
+
+    def decode(
+        self,
+        tgt: Int[Array, "b t"],
+        cache: tuple[nn.Cache, ...],
+        memory: Float[Array, "b s d"],
+        memory_mask: Array | None = None,
+    ) -> tuple[Float[Array, "b t v"], tuple[nn.Cache, ...]]:
+        """The logits of the next target tokens, none of them padding, and the cache that holds them too."""
+        x, cache = self.decoder(tgt, memory, None, memory_mask, cache)
+        return self.output_layer(x), cache
+
+    def _real(self, ids: Int[Array, "b t"]) -> Bool[Array, "b t"]:
+        return ids != self.config.pad_token_id
