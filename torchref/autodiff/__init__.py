@@ -1,0 +1,4 @@
+"""Watching, checking and customising gradients; curvature."""
+
+from torchref.autodiff.debug import AutogradDebugger, Finding, verify_gradients
+from torchref.autodiff.monitor import AutogradMonitor
