@@ -2,7 +2,7 @@
 
 Works with every model that has `init_cache(batch, max_len)` and `decode(ids, cache)`. A token is drawn by
 inverting the cumulative distribution at a uniform number; torchref.generate draws the same token from the
-same number.
+same number. `translate` is the same for encoder-decoder models, greedy or with beams.
 """
 
 import functools
@@ -109,6 +109,56 @@ def choose(
     return jnp.minimum(tokens, last)
 
 
+def translate(
+    model: Any,
+    src_ids: Int[Array, "b s"],
+    max_new_tokens: int,
+    *,
+    bos_token_id: int,
+    eos_token_id: int,
+    beam_size: int = 1,
+    length_penalty: float = 0.0,
+) -> Int[Array, "b n"]:
+    """The likeliest targets of sources (B, S) by beam search: (B, max_new_tokens), padded after the end.
+
+    The model has `encode(src)`, `init_cache(batch, max_len)`, `decode(ids, cache, memory, mask)` and
+    `config.pad_token_id`. `beam_size` 1 is greedy. Padding is never written before the end. Beams are ranked
+    by log p / ((5 + length) / 6)^length_penalty (Wu et al. 2016, arXiv:1609.08144); a finished one keeps its
+    place while its log p is among the best.
+
+    Raises:
+        UsageError: a setting out of range, or one that has no effect; the end is the padding.
+        DataError: a source is empty or too long for the model, or `max_new_tokens` is.
+    """
+    check_beams(max_new_tokens, beam_size, length_penalty, eos_token_id, model.config.pad_token_id)
+    if src_ids.shape[1] == 0:
+        raise DataError("the source is empty: give at least one token")
+    jax.eval_shape(lambda: model.init_cache(len(src_ids), max_new_tokens))
+    graph, params, rest = state.split(model)
+    settings = (beam_size, float(length_penalty), bos_token_id, eos_token_id, max_new_tokens)
+    return _search(graph, *settings, params, rest, src_ids)
+
+
+def check_beams(max_new_tokens: int, beam_size: int, length_penalty: float, eos: int, pad: int) -> None:
+    """Refuse settings out of range, and those without effect.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if beam_size < 1:
+        raise UsageError(f"beam_size must be at least 1, not {beam_size}")
+    if not (math.isfinite(length_penalty) and length_penalty >= 0):
+        raise UsageError(f"length_penalty must be 0 or positive, not {length_penalty}")
+    if beam_size == 1 and length_penalty:
+        raise UsageError("one beam has no rivals: length_penalty has no effect, set beam_size")
+    if eos == pad:
+        raise UsageError(
+            f"eos_token_id {eos} is the model's pad_token_id: the end must be a token of its own"
+        )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _run(
     graph: nnx.GraphDef,
@@ -143,3 +193,71 @@ def _run(
 
     start = (0, jnp.concatenate((prompt, tail), 1), logits[:, -1], cache, jnp.zeros(batch, bool))
     return jax.lax.while_loop(unfinished, step, start)[1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _search(
+    graph: nnx.GraphDef,
+    beam: int,
+    length_penalty: float,
+    bos: int,
+    eos: int,
+    new: int,
+    params: state.Flat,
+    rest: state.Flat,
+    src: Int[Array, "b s"],
+) -> Int[Array, "b n"]:
+    model: Any = state.merge(graph, params, rest)
+    model.eval()
+    batch, pad = len(src), model.config.pad_token_id
+    memory, mask = (jnp.repeat(x, beam, 0) for x in model.encode(src))
+    decode_graph, *arrays = nnx.split(model)
+
+    def step(carry):
+        i, ids, last, scores, lengths, done, cache = carry
+        logits, cache = nnx.merge(decode_graph, *arrays).decode(last.reshape(-1, 1), cache, memory, mask)
+        logits = logits[:, -1].astype(scores.dtype).reshape(batch, beam, -1)
+        vocab = logits.shape[-1]
+        padding = jnp.arange(vocab) == pad
+        log_p = jax.nn.log_softmax(jnp.where(padding, -jnp.inf, logits))
+        # A finished beam goes on in one way only, at no cost.
+        log_p = jnp.where(done[..., None], jnp.where(padding, 0.0, -jnp.inf).astype(log_p.dtype), log_p)
+        scores, best = jax.lax.top_k((scores[..., None] + log_p).reshape(batch, -1), beam)
+        parent, token = best // vocab, (best % vocab).astype(src.dtype)
+        ids, lengths, done = (_pick(x, parent) for x in (ids, lengths, done))
+        rows = (jnp.arange(batch, dtype=parent.dtype)[:, None] * beam + parent).reshape(-1)
+        cache = jax.tree.map(lambda x: x[rows] if x.ndim else x, cache)
+        ids = jax.lax.dynamic_update_slice(ids, token[..., None], (0, 0, i))
+        return (
+            i + 1,
+            ids,
+            token,
+            scores,
+            lengths + (~done).astype(lengths.dtype),
+            done | (token == eos),
+            cache,
+        )
+
+    def unfinished(carry):
+        return (carry[0] < new) & ~carry[5].all()
+
+    dtype = wide_dtype(memory.dtype)
+    # All beams start alike: only the first counts, or they would stay alike.
+    scores = jnp.broadcast_to(jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf).astype(dtype), (batch, beam))
+    start = (
+        0,
+        jnp.full((batch, beam, new), pad, src.dtype),
+        jnp.full((batch, beam), bos, src.dtype),
+        scores,
+        jnp.zeros((batch, beam), jnp.int32),
+        jnp.zeros((batch, beam), bool),
+        model.init_cache(batch * beam, new),
+    )
+    _, ids, _, scores, lengths, _, _ = jax.lax.while_loop(unfinished, step, start)
+    ranked = scores / ((5 + lengths.astype(dtype)) / 6) ** length_penalty
+    return _pick(ids, ranked.argmax(-1)[:, None])[:, 0]
+
+
+def _pick(x: Array, at: Int[Array, "b k"]) -> Array:
+    """Of every row of x (B, K, ...) the entries `at`."""
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), 1)
