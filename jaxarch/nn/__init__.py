@@ -77,6 +77,7 @@ from jaxarch.nn.position import (
     RotaryEmbedding,
     check_length,
 )
+from jaxarch.nn.quantize import Quantized, VectorQuantizer
 from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
 from jaxarch.nn.transformer import TransformerBlock

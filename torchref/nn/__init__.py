@@ -86,6 +86,7 @@ from torchref.nn.position import (
     RotaryEmbedding,
     check_length,
 )
+from torchref.nn.quantize import Quantized, VectorQuantizer
 from torchref.nn.rnn import GRU, LSTM, RNN, length_mask
 from torchref.nn.self_attention import SelfAttention, SelfAttentionBlock
 from torchref.nn.transformer import TransformerBlock
