@@ -54,7 +54,7 @@ from jaxarch.nn.hub import (
     hub_activation,
     token_loss,
 )
-from jaxarch.nn.init import INITIALIZERS, initialized, initializer
+from jaxarch.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
 from jaxarch.nn.linear import Embedding, Linear, check_ids
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from jaxarch.nn.module import Buffer, Module, wide_dtype

@@ -76,19 +76,21 @@ INITIALIZERS: dict[str, Initializer] = {
 }
 
 
-def initializer(name: str) -> Initializer:
-    """The initialiser of the catalog's name.
+def initializer(name: str | Initializer) -> Initializer:
+    """The initialiser of the catalog's name; a callable is returned as it is.
 
     Raises:
         UsageError: unknown name; the known ones are listed.
     """
+    if callable(name):
+        return name
     if name not in INITIALIZERS:
         raise unknown("initialiser", name, INITIALIZERS)
     return INITIALIZERS[name]
 
 
-def initialized(layer, name: str, *, rngs: nnx.Rngs):
-    """The layer with its weight drawn by the named initialiser and its bias, if any, at zero."""
+def initialized(layer, name: str | Initializer, *, rngs: nnx.Rngs):
+    """The layer with its weight drawn by an initialiser, named or given, and its bias, if any, at zero."""
     perm = layer.LAYOUT.get("weight")
     shape = layer.weight.shape if perm is None else tuple(layer.weight.shape[i] for i in _inverse(perm))
     weight = initializer(name)(rngs.params(), shape)
@@ -96,6 +98,13 @@ def initialized(layer, name: str, *, rngs: nnx.Rngs):
     if getattr(layer, "bias", None) is not None:
         layer.bias[...] = jnp.zeros_like(layer.bias[...])
     return layer
+
+
+def initialize_all(model: nnx.Module, kind: type, name: str | Initializer, *, rngs: nnx.Rngs) -> None:
+    """Draw every layer of a kind that a model holds, as `initialized` does."""
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, kind):
+            initialized(layer, name, rngs=rngs)
 
 
 def _inverse(perm: tuple[int, ...]) -> list[int]:

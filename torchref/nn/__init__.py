@@ -77,7 +77,7 @@ from torchref.nn.hub import (
     hub_activation,
     token_loss,
 )
-from torchref.nn.init import INITIALIZERS, initialized, initializer
+from torchref.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from torchref.nn.pooling import Pooling, valid_steps
 from torchref.nn.position import (

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import Module, init
 
 Layer = TypeVar("Layer", bound=Module)
+Initializer = Callable[[Tensor], Tensor]
 
-INITIALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+INITIALIZERS: dict[str, Initializer] = {
     "xavier": init.xavier_uniform_,
     "he": functools.partial(init.kaiming_normal_, nonlinearity="relu"),
     "kaiming": functools.partial(init.kaiming_normal_, nonlinearity="relu"),
@@ -20,15 +21,34 @@ INITIALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def initializer(name: str) -> Callable[[Tensor], Tensor]:
-    """The initialiser of a name. An unknown name is a ValueError."""
+def uniform(bound: float) -> Initializer:
+    """U(-bound, bound)."""
+    return functools.partial(init.uniform_, a=-bound, b=bound)
+
+
+def normal(std: float = 0.02) -> Initializer:
+    """N(0, std^2)."""
+    return functools.partial(init.normal_, std=std)
+
+
+def initializer(name: str | Initializer) -> Initializer:
+    """The initialiser of a name; a callable is returned as it is. An unknown name is a ValueError."""
+    if callable(name):
+        return name
     if name not in INITIALIZERS:
         raise ValueError(f"unknown initialiser {name!r}: known: {', '.join(INITIALIZERS)}")
     return INITIALIZERS[name]
 
 
-def initialized(layer: Layer, name: str) -> Layer:
-    """The layer with its weight drawn by the named initialiser and its bias, if any, at zero."""
+def initialized(layer: Layer, name: str | Initializer) -> Layer:
+    """The layer with its weight drawn by an initialiser, named or given, and its bias, if any, at zero."""
     for leaf, parameter in layer.named_parameters(recurse=False):
         init.zeros_(parameter) if leaf == "bias" else initializer(name)(parameter)
     return layer
+
+
+def initialize_all(model: Module, kind: type[Module], name: str | Initializer) -> None:
+    """Draw every layer of a kind that a model holds, as `initialized` does."""
+    for layer in model.modules():
+        if isinstance(layer, kind):
+            initialized(layer, name)
