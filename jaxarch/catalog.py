@@ -76,7 +76,7 @@ def default_variant(name: str) -> str:
 def arguments(name: str, variant: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Every constructor argument of a variant by name: defaults, then the page, then overrides.
 
-    Where the constructor takes a config dataclass, its fields are the arguments.
+    Where the constructor takes a config dataclass, its fields are arguments, before those beside it.
 
     Raises:
         UsageError: unknown variant, or an argument the constructor does not have.
@@ -113,7 +113,9 @@ def create_model(name: str, variant: str | None = None, *, package: str = "jaxar
     values = arguments(name, variant, overrides)
     cls = model_class(name, package)
     config = _config_class(cls)
-    args = {"config": config(**values)} if config else values
+    args = {k: v for k, v in values.items() if not config or k not in config.__dataclass_fields__}
+    if config:
+        args["config"] = config(**{k: v for k, v in values.items() if k not in args})
     if package != "jaxarch":
         return cls(**args)
     from flax import nnx
@@ -128,9 +130,13 @@ def _config_class(cls: type) -> type | None:
 
 
 def _parameters(cls: type) -> dict[str, Any]:
-    """Argument name -> default, of the constructor or of its config dataclass."""
-    signature = inspect.signature(_config_class(cls) or vars(cls)["__init__"])
-    return {k: p.default for k, p in signature.parameters.items() if k not in ("self", "rngs")}
+    """Argument name -> default, of the constructor, its config dataclass taken apart."""
+    config = _config_class(cls)
+    own = inspect.signature(vars(cls)["__init__"]).parameters
+    given = {**(inspect.signature(config).parameters if config else {}), **own}
+    return {
+        k: p.default for k, p in given.items() if k not in ("self", "rngs", "config" if config else "self")
+    }
 
 
 class ModelFactory:

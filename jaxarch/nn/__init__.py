@@ -4,7 +4,7 @@ The only room that knows how the frameworks differ. Images are (B, H, W, C) and 
 (B, C, H, W) and (B, C, T) in torch.
 """
 
-from jaxarch.nn.activation import ACTIVATIONS, Activation, activation
+from jaxarch.nn.activation import ACTIVATIONS, Activation, Function, activation
 from jaxarch.nn.attention import (
     AdvancedMultiHeadAttention,
     Cache,
@@ -80,4 +80,5 @@ from jaxarch.nn.position import (
 from jaxarch.nn.quantize import Quantized, VectorQuantizer
 from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
+from jaxarch.nn.text_encoder import CustomModelConfig, TextEncoder
 from jaxarch.nn.transformer import TransformerBlock

@@ -30,7 +30,7 @@ from torch.nn import (
     Sequential,
 )
 
-from torchref.nn.activation import ACTIVATIONS, Activation, activation
+from torchref.nn.activation import ACTIVATIONS, Activation, Function, activation
 from torchref.nn.attention import (
     AdvancedMultiHeadAttention,
     Cache,
@@ -89,4 +89,5 @@ from torchref.nn.position import (
 from torchref.nn.quantize import Quantized, VectorQuantizer
 from torchref.nn.rnn import GRU, LSTM, RNN, length_mask
 from torchref.nn.self_attention import SelfAttention, SelfAttentionBlock
+from torchref.nn.text_encoder import CustomModelConfig, TextEncoder
 from torchref.nn.transformer import TransformerBlock

@@ -1,0 +1,152 @@
+"""The encoder that guides A and B put under their text models, and guide B's settings of it."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxarch.errors import UsageError
+from jaxarch.nn.activation import Function
+from jaxarch.nn.containers import ModuleList
+from jaxarch.nn.init import initialized
+from jaxarch.nn.linear import Embedding, Linear
+from jaxarch.nn.module import Module
+from jaxarch.nn.pooling import valid_steps
+from jaxarch.nn.position import PositionalEncoding
+from jaxarch.nn.transformer import TransformerBlock
+
+# Token counts of the tokenizers that a model_name stands for.
+VOCABULARIES = {
+    "bert-base-uncased": 30522,
+    "bert-base-cased": 28996,
+    "bert-base-multilingual-cased": 119547,
+    "distilbert-base-uncased": 30522,
+    "gpt2": 50257,
+    "roberta-base": 50265,
+    "xlm-roberta-base": 250002,
+}
+
+
+class TextEncoder(Module):
+    """ids (B, T), mask (B, T) True where a token is real -> (B, T, d_model). Vaswani et al. 2017, post-norm.
+
+    Embeddings N(0, 0.02^2), times sqrt(d_model), plus sinusoids; `use_relative_pos` adds the relative
+    positions of Shaw et al. 2018. Linear weights start as `initialization` says, biases at zero.
+    `use_layer_norm`, `use_residual`: see TransformerBlock. `gradient_checkpointing` computes activations
+    again in the backward pass (Chen et al. 2016): the numbers are the same.
+
+    Raises:
+        UsageError: unknown names.
+        DataError: in the call, T beyond `max_len`, ids outside the vocabulary, a mask of another shape.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 512,
+        n_layers: int = 6,
+        n_heads: int = 8,
+        d_ff: int = 2048,
+        max_len: int = 5000,
+        dropout: float = 0.1,
+        activation: str | Function = "gelu",
+        use_relative_pos: bool = True,
+        use_layer_norm: bool = True,
+        use_residual: bool = True,
+        initialization: str = "xavier",
+        gradient_checkpointing: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.d_model, self.gradient_checkpointing = d_model, gradient_checkpointing
+        self.word_embedding = initialized(Embedding(vocab_size, d_model, rngs=rngs), "normal", rngs=rngs)
+        self.positional_encoding = PositionalEncoding(d_model, max_len, dropout, rngs=rngs)
+        self.layers: Any = ModuleList(
+            [
+                TransformerBlock(
+                    d_model,
+                    n_heads,
+                    d_ff,
+                    dropout,
+                    activation,
+                    use_relative_pos,
+                    use_layer_norm=use_layer_norm,
+                    use_residual=use_residual,
+                    rngs=rngs,
+                )
+                for _ in range(n_layers)
+            ]
+        )
+        initialize_linears(self, initialization, rngs=rngs)
+
+    def __call__(self, input_ids: Int[Array, "b t"], mask: Array | None = None) -> Float[Array, "b t d"]:
+        mask = None if mask is None else valid_steps(input_ids, mask)
+        x = self.positional_encoding(self.word_embedding(input_ids) * math.sqrt(self.d_model))
+        for layer in self.layers:
+            call = functools.partial(remat, layer) if self.gradient_checkpointing else layer
+            x = call(x, mask)
+        return x
+
+
+@dataclass(frozen=True)
+class CustomModelConfig:
+    """Guide B's settings. `model_name` names the tokenizer: where `vocab_size` is None it is that one's.
+
+    Raises:
+        UsageError: without `vocab_size`, a `model_name` that is not known.
+    """
+
+    model_name: str
+    num_classes: int
+    hidden_size: int = 768
+    num_layers: int = 6
+    num_heads: int = 12
+    dropout_rate: float = 0.1
+    max_length: int = 512
+    use_layer_norm: bool = True
+    use_residual_connections: bool = True
+    activation_function: str = "gelu"
+    initialization_method: str = "xavier"
+    gradient_checkpointing: bool = False
+    vocab_size: int | None = None
+    pooling_strategy: str = "cls"
+
+    def __post_init__(self):
+        if self.vocab_size is None and self.model_name not in VOCABULARIES:
+            raise UsageError(
+                f"unknown model_name {self.model_name!r}: set vocab_size; known: {', '.join(VOCABULARIES)}"
+            )
+
+    def encoder(self, *, rngs: nnx.Rngs) -> TextEncoder:
+        """The encoder of these settings; its feed-forward nets are four times as wide as the model."""
+        return TextEncoder(
+            self.vocab_size or VOCABULARIES[self.model_name],
+            self.hidden_size,
+            self.num_layers,
+            self.num_heads,
+            4 * self.hidden_size,
+            self.max_length,
+            self.dropout_rate,
+            self.activation_function,
+            use_relative_pos=False,
+            use_layer_norm=self.use_layer_norm,
+            use_residual=self.use_residual_connections,
+            initialization=self.initialization_method,
+            gradient_checkpointing=self.gradient_checkpointing,
+            rngs=rngs,
+        )
+
+
+def initialize_linears(module: Module, name: str, *, rngs: nnx.Rngs) -> None:
+    """Draw every Linear of a module by the named initialiser, biases at zero."""
+    for _, layer in nnx.iter_modules(module):
+        if isinstance(layer, Linear):
+            initialized(layer, name, rngs=rngs)
+
+
+def remat(layer: TransformerBlock, x: Array, mask: Array | None) -> Array:
+    """A layer whose activations are computed again in the backward pass (Chen et al. 2016)."""
+    return nnx.remat(lambda layer, x, mask: layer(x, mask))(layer, x, mask)
