@@ -60,9 +60,9 @@ def abstract_inputs(
     result = {}
     for key, spec in inputs.items():
         shape = [arguments[s] if isinstance(s, str) else s for s in spec.shape]
-        floating, moves = KINDS[spec.kind]
-        if moves:
-            shape = [shape[0], *shape[2:], shape[1]]
+        floating, axis = KINDS[spec.kind]
+        if axis:
+            shape = [*shape[:axis], *shape[axis + 1 :], shape[axis]]
         dtype = jnp.result_type(float if floating else bool if spec.kind == "mask" else int)
         result[key] = jax.ShapeDtypeStruct(tuple(shape), dtype)
     return result

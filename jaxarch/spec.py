@@ -11,19 +11,20 @@ from jaxarch.errors import UsageError, unknown
 
 FAMILIES = ("transformer", "sequence", "vision", "generative", "graph")
 
-# kind -> (is floating, moves torch's channel axis 1 to the end in JAX)
-KINDS: Mapping[str, tuple[bool, bool]] = {
-    "features": (True, False),  # (B, F) or (B, T, F)
-    "image": (True, True),  # torch (B, C, H, W), JAX (B, H, W, C)
-    "signal": (True, True),  # torch (B, C, T), JAX (B, T, C)
-    "noise": (True, False),
-    "time": (True, False),
-    "tokens": (False, False),  # ids in [0, high)
-    "labels": (False, False),  # ids in [0, high), some of them -100
-    "lengths": (False, False),  # in [1, high], unsorted, both ends taken
-    "edges": (False, False),  # (2, E) node ids in [0, high), source above target
-    "sizes": (False, False),  # nodes of each graph of a batch, high in all
-    "mask": (False, False),  # bool, a prefix of True per row
+# kind -> (is floating, torch's channel axis that is the last in JAX, or 0 where the axes stay)
+KINDS: Mapping[str, tuple[bool, int]] = {
+    "features": (True, 0),  # (B, F) or (B, T, F)
+    "image": (True, 1),  # torch (B, C, H, W), JAX (B, H, W, C)
+    "signal": (True, 1),  # torch (B, C, T), JAX (B, T, C)
+    "video": (True, 2),  # torch (B, T, C, H, W), JAX (B, T, H, W, C)
+    "noise": (True, 0),
+    "time": (True, 0),
+    "tokens": (False, 0),  # ids in [0, high)
+    "labels": (False, 0),  # ids in [0, high), some of them -100
+    "lengths": (False, 0),  # in [1, high], unsorted, both ends taken
+    "edges": (False, 0),  # (2, E) node ids in [0, high), source above target
+    "sizes": (False, 0),  # nodes of each graph of a batch, high in all
+    "mask": (False, 0),  # bool, a prefix of True per row
 }
 
 

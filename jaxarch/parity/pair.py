@@ -23,8 +23,8 @@ class Pair:
     Args:
         torch_module, nnx_module: modules whose attribute paths agree; the weights are torch's.
         inputs: argument name -> array in torch's axis order; the call must have these names in both.
-        kinds: argument name -> a kind of `jaxarch.spec.KINDS`; "image" and "signal" move the channel axis.
-            By default floats are "features", integers "tokens", booleans a "mask".
+        kinds: argument name -> a kind of `jaxarch.spec.KINDS`; "image", "signal" and "video"
+            move the channel axis. By default floats are "features", integers "tokens", booleans a "mask".
         outputs: the kind of the outputs.
         seed: of the random cotangents, targets and dropout masks.
 
@@ -112,13 +112,14 @@ class Pair:
 
 def to_jax(value: np.ndarray, kind: str) -> np.ndarray:
     """An array of torch's axis order in JAX's."""
-    return np.moveaxis(value, 1, -1) if KINDS[kind][1] and value.ndim > 2 else value
+    axis = KINDS[kind][1]
+    return np.moveaxis(value, axis, -1) if axis and value.ndim > 2 else value
 
 
 def to_torch(value: Any, kind: str) -> np.ndarray:
     """An array of JAX's axis order in torch's."""
-    value = np.asarray(value)
-    return np.moveaxis(value, -1, 1) if KINDS[kind][1] and value.ndim > 2 else value
+    value, axis = np.asarray(value), KINDS[kind][1]
+    return np.moveaxis(value, -1, axis) if axis and value.ndim > 2 else value
 
 
 def draw_inputs(
