@@ -52,6 +52,7 @@ from jaxarch.nn.hub import (
     check_same_shape,
     draw_normal,
     hub_activation,
+    normal_parameter,
     token_loss,
 )
 from jaxarch.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
@@ -59,6 +60,7 @@ from jaxarch.nn.linear import Embedding, Linear, check_ids
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from jaxarch.nn.module import Buffer, Module, wide_dtype
 from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
+from jaxarch.nn.packed import MultiheadAttention, TransformerEncoderLayer
 from jaxarch.nn.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,

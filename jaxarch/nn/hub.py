@@ -108,6 +108,11 @@ def draw_normal(module: nnx.Module, std: float, *, rngs: nnx.Rngs) -> None:
             weight[...] = weight[...].at[layer.padding_idx].set(0)
 
 
+def normal_parameter(shape: tuple[int, ...], std: float, *, rngs: nnx.Rngs) -> nnx.Param:
+    """A parameter drawn from N(0, std^2); std 0 makes it zero."""
+    return nnx.Param(init.normal(std)(rngs.params(), shape))
+
+
 def token_loss(logits: Float[Array, "*n v"], labels: Int[Array, "*n"]) -> Float[Array, ""]:
     """The mean cross-entropy over labels other than -100; 0 if there are none. Float32 at least."""
     log_p = jax.nn.log_softmax(logits.astype(wide_dtype(logits.dtype)))

@@ -7,7 +7,7 @@ of `GPT2LMHeadModel` in `transformers`. A row whose keys are all masked attends 
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class GPT2Config:
     `n_inner` None is 4 `n_embd`. `output_hidden_states` and `output_attentions` are what a call returns
     unless it says otherwise.
     """
+
+    model_type: ClassVar[str] = "gpt2"
 
     vocab_size: int = 50257
     n_positions: int = 1024

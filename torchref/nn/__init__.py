@@ -75,10 +75,12 @@ from torchref.nn.hub import (
     check_same_shape,
     draw_normal,
     hub_activation,
+    normal_parameter,
     token_loss,
 )
 from torchref.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
+from torchref.nn.packed import MultiheadAttention, TransformerEncoderLayer
 from torchref.nn.pooling import Pooling, valid_steps
 from torchref.nn.position import (
     AdvancedPositionalEncoding,

@@ -4,7 +4,7 @@ Devlin et al. 2018, arXiv:1810.04805. A row whose keys are all masked is the mea
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class BertConfig:
     is `hidden_dropout_prob`, the type None "regression" for one label and otherwise told by the labels.
     `output_hidden_states` and `output_attentions` are what a call returns unless it says otherwise.
     """
+
+    model_type: ClassVar[str] = "bert"
 
     vocab_size: int = 30522
     hidden_size: int = 768

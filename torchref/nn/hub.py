@@ -95,6 +95,11 @@ def draw_normal(module: Module, std: float) -> None:
             init.zeros_(layer.weight.data[layer.padding_idx])
 
 
+def normal_parameter(shape: tuple[int, ...], std: float) -> Parameter:
+    """A parameter drawn from N(0, std^2); std 0 makes it zero."""
+    return Parameter(init.normal_(torch.empty(shape), std=std))
+
+
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean cross-entropy over labels other than -100; 0 if there are none. Float32 at least."""
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
