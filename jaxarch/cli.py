@@ -1,6 +1,7 @@
 """The command `jaxarch`. Thin: each command calls the library and prints what it returns."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -101,6 +102,12 @@ def build_parser() -> Parser:
     sub.add_argument("--top-p", type=float, metavar="P")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
 
+    sub = command("bench", bench_command, "Time training steps against torch, eager and compiled.")
+    sub.add_argument("names", metavar="NAME", nargs="+", help="a model, a variant, or lstm, gru, ...")
+    sub.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    sub.add_argument("--repeat", type=int, default=7, metavar="N", help="rounds; the median counts")
+    sub.add_argument("--json", metavar="FILE", nargs="?", const="-", help=text)
+
     sub = command("demo", demo_command, "Train sharded, interrupt, resume, convert, prove, generate, report.")
     sub.add_argument("--out", default="runs/demo", metavar="DIR")
     sub.add_argument("--steps", type=int, metavar="N", help="training steps; default: the page's")
@@ -124,15 +131,17 @@ def list_command(args) -> int:
 def show_command(args) -> int:
     from jaxarch.show import summarize
 
-    rows = summarize(args.name, args.variant)
+    name, variant = catalog.find(args.name)
+    variant = args.variant or variant
+    rows = summarize(name, variant)
     table = Table("module", "class", "parameters", "FLOPs", "shapes")
     for r in rows[1:]:
         shapes = "  ".join(f"{k} {list(s)}" for k, s in r.shapes.items())
         table.add_row(r.path, r.cls, f"{r.parameters:,}", f"{r.flops:,}", shapes)
     Console().print(table)
-    variant = args.variant or catalog.default_variant(args.name)
+    variant = variant or catalog.default_variant(name)
     total = rows[0]
-    print(f"{args.name} {variant}: {total.parameters:,} parameters, {total.flops:,} FLOPs forward")
+    print(f"{name} {variant}: {total.parameters:,} parameters, {total.flops:,} FLOPs forward")
     return 0
 
 
@@ -200,6 +209,31 @@ def generate_command(args) -> int:
         seed=args.seed,
     )
     print(text)
+    return 0
+
+
+def bench_command(args) -> int:
+    from jaxarch import bench
+    from jaxarch.convert.files import write_whole
+    from jaxarch.errors import require_torch
+
+    require_torch("bench")
+    import torchref.nn
+
+    console, timings = Console(stderr=args.json == "-"), []
+    for name in args.names:
+        for contest in bench.contests(name, torchref, compiled=not args.no_compile):
+            timings.append(timing := bench.measure(contest, args.repeat))
+            table = Table(timing.name, "median ms", "ours / theirs")
+            for label, seconds in timing.seconds.items():
+                ratio = f"{timing.ratio[label]:.2f}" if label in timing.ratio else ""
+                table.add_row(label, f"{1e3 * seconds:.1f}", ratio)
+            console.print(table)
+    found = json.dumps([dataclasses.asdict(t) for t in timings], indent=2)
+    if args.json == "-":
+        print(found)
+    elif args.json:
+        write_whole(Path(args.json), lambda temporary: Path(temporary).write_text(found))
     return 0
 
 
