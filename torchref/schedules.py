@@ -1,0 +1,54 @@
+"""torch's learning rate schedulers by the names of `jaxarch.train.schedules`."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler
+
+FACTORS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+}
+SCHEDULERS: dict[str, Callable[..., lr_scheduler.LRScheduler]] = {
+    "step": lr_scheduler.StepLR,
+    "multi_step": lr_scheduler.MultiStepLR,
+    "exponential": lr_scheduler.ExponentialLR,
+    "polynomial": lr_scheduler.PolynomialLR,
+    "cosine_annealing": lr_scheduler.CosineAnnealingLR,
+    "cosine_restarts": lr_scheduler.CosineAnnealingWarmRestarts,
+}
+LENGTHS = {"polynomial": "total_iters", "cosine_annealing": "T_max"}
+
+
+def create_schedule(
+    optimizer: torch.optim.Optimizer, kind: str, warmup_steps: int, total_steps: int, **options: Any
+) -> lr_scheduler.LRScheduler:
+    """A linear warm-up to the optimizer's learning rate and then a schedule of the name `kind`.
+
+    Step it after each step of the optimizer.
+    """
+    if kind == "onecycle":
+        max_lr = [group["lr"] for group in optimizer.param_groups]
+        return lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps, **{"cycle_momentum": False, **options})
+
+    def rise(step: int) -> float:
+        return (step + 1) / max(warmup_steps, 1)
+
+    if kind in FACTORS:
+
+        def factor(step: int) -> float:
+            done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+            return rise(step) if step < warmup_steps else FACTORS[kind](min(done, 1.0))
+
+        return lr_scheduler.LambdaLR(optimizer, factor)
+    if kind in LENGTHS:
+        options.setdefault(LENGTHS[kind], max(total_steps - warmup_steps, 1))
+    if not warmup_steps:
+        return SCHEDULERS[kind](optimizer, **options)
+    warm = lr_scheduler.LambdaLR(optimizer, rise)
+    return lr_scheduler.SequentialLR(
+        optimizer, [warm, SCHEDULERS[kind](optimizer, **options)], [warmup_steps]
+    )
