@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxarch.errors import UsageError
-from jaxarch.train import optim, schedules
+from jaxarch.train import optim, scaler, schedules
 from torchref import optim as torch_optim
 
 STEPS = 50
@@ -249,6 +249,40 @@ def test_clipping(seed, max_norm, max_value):
     for k, p in parameters.items():
         np.testing.assert_allclose(ours[k], p.grad, rtol=1e-12)
         np.testing.assert_allclose(-updates[k], p.grad, rtol=1e-12)
+
+
+@pytest.mark.parametrize("script", ["ooxooooxxoooooo", "x" * 15, "o" * 15])
+def test_loss_scaling_is_grad_scalers(script):
+    """Scale, tracker, parameters and moments after each of a sequence of finite (o) and infinite (x) gradients."""
+    numbers = {"init_scale": 2.0**126, "growth_factor": 2.0, "backoff_factor": 0.25, "growth_interval": 3}
+    start = np.array([1.0, -2.0])
+    gradients = np.random.default_rng(0).normal(size=(len(script), 2))
+    gradients[[c == "x" for c in script], 0] = np.array([np.inf, -np.inf, np.nan])[np.arange(script.count("x")) % 3]
+    weight = torch.tensor(start, requires_grad=True)
+    own = torch.optim.Adam([weight], lr=0.1)
+    theirs = torch.amp.GradScaler("cpu", **numbers)
+    rule = scaler.loss_scaling(optim.create_optimizer("adam", learning_rate=0.1), **numbers)
+
+    def step(carry, gradient):
+        params, state = carry
+        scaled = jax.grad(lambda p: scaler.scaled((p["w"] * gradient).sum(), state))(params)
+        updates, state = rule.update(scaled, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params, state)
+
+    params = {"w": jnp.asarray(start)}
+    _, (found, states) = jax.jit(lambda c, g: jax.lax.scan(step, c, g))((params, rule.init(params)), gradients)
+    for i, gradient in enumerate(gradients):
+        own.zero_grad()
+        theirs.scale((weight * torch.tensor(gradient)).sum()).backward()
+        theirs.step(own)
+        theirs.update()
+        assert float(states.loss_scale.scale[i]) == theirs.get_scale()
+        assert int(states.loss_scale.growth_tracker[i]) == theirs._get_growth_tracker()
+        np.testing.assert_allclose(found["w"][i], weight.detach(), rtol=1e-12)
+    assert int(states.skipped[-1]) == script.count("x")
+    with pytest.raises(UsageError, match="backoff_factor"):
+        scaler.loss_scaling(rule, backoff_factor=1.0)
 
 
 def test_what_is_refused():

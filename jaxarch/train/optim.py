@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax import GradientTransformation as Rule
 
 from jaxarch.errors import UsageError, unknown
 from jaxarch.train.schedules import SCHEDULES, create_schedule
@@ -28,7 +29,6 @@ __all__ = [
     "hyper_parameters",
 ]
 
-Rule = optax.GradientTransformation
 GROUP_FIELDS = ("optimizer", "learning_rate", "lr_scale", "weight_decay")
 
 
@@ -58,14 +58,14 @@ def decays(params: Mapping[str, Any]) -> dict[str, bool]:
 class DampenedState(NamedTuple):
     """`trace` is torch's momentum_buffer; `count` tells the first step, which dampening leaves alone."""
 
-    count: jax.Array
+    count: Any  # type: ignore[assignment]  # as optax calls it; it hides tuple.count
     trace: dict[str, Any]
 
 
 class AdamaxState(NamedTuple):
     """optax's state of Adamax under a name of its own, so that it is not taken for Adam's."""
 
-    count: jax.Array
+    count: Any  # type: ignore[assignment]
     mu: dict[str, Any]
     nu: dict[str, Any]
 
@@ -73,7 +73,7 @@ class AdamaxState(NamedTuple):
 class NadamState(NamedTuple):
     """Adam's moments and the product of the momenta, which torch keeps in float32."""
 
-    count: jax.Array
+    count: Any  # type: ignore[assignment]
     mu: dict[str, Any]
     nu: dict[str, Any]
     mu_product: jax.Array
@@ -82,7 +82,7 @@ class NadamState(NamedTuple):
 class AdagradState(NamedTuple):
     """The sum of the squares so far."""
 
-    count: jax.Array
+    count: Any  # type: ignore[assignment]
     sum_of_squares: dict[str, Any]
 
 
@@ -95,7 +95,7 @@ class MuonState(NamedTuple):
 class ScheduledState(NamedTuple):
     """The state of a rule some of whose options are schedules."""
 
-    count: jax.Array
+    count: Any  # type: ignore[assignment]
     inner: Any
 
 
@@ -129,7 +129,8 @@ def _dampened(momentum, dampening) -> Rule:
 def _adam(
     decay: Rule, betas: Any = (0.9, 0.999), eps: Any = 1e-8, amsgrad: bool = False, decoupled: bool = False
 ) -> Rule:
-    moments = _amsgrad(*betas, eps) if amsgrad else optax.scale_by_adam(*betas, eps=eps)
+    b1, b2 = betas
+    moments = _amsgrad(b1, b2, eps) if amsgrad else optax.scale_by_adam(b1, b2, eps=eps)
     return optax.chain(moments, decay) if decoupled else optax.chain(decay, moments)
 
 
@@ -341,7 +342,7 @@ def create_optimizer(
         UsageError: unknown kind or option, a value out of range; when the state is made: a glob that matches
             nothing, or a parameter that the optimizer does not take.
     """
-    base = {
+    base: dict[str, Any] = {
         "optimizer": kind,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
