@@ -1,0 +1,57 @@
+"""VGG. Simonyan and Zisserman 2014, arXiv:1409.1556, with torchvision's names."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from torchref import nn
+
+VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+
+
+class VGG(nn.Module):
+    """(B, input_channels, H, W) -> (B, num_classes). H and W of 2 for each "M" or more; pooled to 7 x 7.
+
+    `cfg` lists the channels of the 3x3 convolutions, and "M" for a max-pool that halves the map.
+    """
+
+    def __init__(
+        self,
+        cfg: Sequence[int | str] = VGG16,
+        batch_norm: bool = False,
+        num_classes: int = 1000,
+        dropout: float = 0.5,
+        input_channels: int = 3,
+        hidden_dim: int = 4096,
+    ):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = input_channels
+        for entry in cfg:
+            if isinstance(entry, int):
+                layers.append(nn.Conv2d(channels, entry, 3, padding=1))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(entry))
+                layers.append(nn.Activation("relu"))
+                channels = entry
+            elif entry == "M":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                raise ValueError(f"cfg holds {entry!r}: give channels, or 'M' for a max-pool")
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Sequential(
+            nn.Linear(channels * 49, hidden_dim),
+            nn.Activation("relu"),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.Activation("relu"),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, num_classes),
+        )
+        nn.initialize_all(self, nn.Conv2d, "he_fan_out")
+        nn.initialize_all(self, nn.Linear, nn.normal(0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.flatten(self.avgpool(self.features(x))))
