@@ -88,7 +88,9 @@ def build_parser() -> Parser:
     sub = command("train", train_command, "Train a model by its page's recipe.")
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--variant", metavar="V", help="default: the one its page trains")
-    sub.add_argument("--mesh", default="data=1", metavar="AXES", help="for example data=2,fsdp=2,tensor=2")
+    sub.add_argument("--recipe", metavar="R", help="a table [recipes.R] of its page; default: [train]")
+    text = "for example data=2,fsdp=2,tensor=2; default: data over all devices"
+    sub.add_argument("--mesh", metavar="AXES", help=text)
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="train.lr=3e-4, ...")
     sub.add_argument("--out", default=None, metavar="DIR", help="default: runs/NAME")
     sub.add_argument("--resume", action="store_true", help="continue from the newest intact checkpoint")
@@ -106,6 +108,7 @@ def build_parser() -> Parser:
     sub.add_argument("names", metavar="NAME", nargs="+", help="a model, a variant, or lstm, gru, ...")
     sub.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     sub.add_argument("--repeat", type=int, default=7, metavar="N", help="rounds; the median counts")
+    text = "write JSON; without FILE, to stdout"
     sub.add_argument("--json", metavar="FILE", nargs="?", const="-", help=text)
 
     sub = command("demo", demo_command, "Train sharded, interrupt, resume, convert, prove, generate, report.")
@@ -184,12 +187,19 @@ def train_command(args) -> int:
     from jaxarch.train import loop
 
     # What is wrong with the call is said before a device is opened.
-    axes = mesh.parse_mesh(args.mesh)
-    loop.recipe_of(args.name, args.variant, settings)
-    _platform(devices=mesh.size(axes))
-    out = args.out or f"runs/{args.name}"
+    devices = mesh.size(mesh.parse_mesh(args.mesh)) if args.mesh else 0
+    name, variant = catalog.find(args.name)
+    variant = args.variant or variant
+    loop.recipe_of(name, variant, settings, args.recipe)
+    _platform(devices=devices)
     result = loop.fit(
-        args.name, variant=args.variant, settings=settings, mesh=args.mesh, out=out, resume=args.resume
+        name,
+        variant=variant,
+        settings=settings,
+        mesh=args.mesh,
+        out=args.out or f"runs/{args.name}",
+        recipe=args.recipe,
+        resume=args.resume,
     )
     print("  ".join(f"{k} {v:.4f}" for k, v in result.metrics.items()))
     print(result.out)

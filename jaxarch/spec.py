@@ -50,7 +50,7 @@ class Recipe:
 
     `None` takes the value from the model's own config object if it has a field of that name
     (`ModelConfig.learning_rate`, ...), and otherwise the default in `train.loop`. `options` are those of the
-    data, `task_options` those of the task; `updates` sets optimizer fields for single updates of a task that
+    data, the other options those of the task, the optimizer, the schedule; `updates` sets optimizer fields for single updates of a task that
     has several (`[train.updates.critic] learning_rate = 4e-4`).
     """
 
@@ -75,6 +75,8 @@ class Recipe:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     task_options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
     updates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -82,7 +84,8 @@ class Recipe:
 class Page:
     """One architecture: what its page says, checked.
 
-    `sizes` gives, by variant, the shapes of inputs that differ from those of [inputs].
+    `sizes` gives, by variant, the shapes of inputs that differ from those of [inputs]. `train` is the recipe
+    that is run if none is named, `recipes` are further ones.
     """
 
     name: str
@@ -95,12 +98,29 @@ class Page:
     outputs: str = "features"
     sizes: Mapping[str, Mapping[str, tuple[int | str, ...]]] = field(default_factory=dict)
     train: Recipe | None = None
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
     sharding: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     @property
     def cases(self) -> tuple[str, ...]:
         """The variants that the parity harness runs: the ones whose names begin with `tiny`."""
         return tuple(v for v in self.variants if v.startswith("tiny"))
+
+    def recipe(self, name: str | None = None) -> Recipe:
+        """The recipe of that name, or the page's first.
+
+        Raises:
+            UsageError: the page has none, or none of that name.
+        """
+        if name is None:
+            if self.train is None:
+                raise UsageError(
+                    f"{self.name} has no recipe: add a [train] table to configs/{self.name}.toml"
+                )
+            return self.train
+        if name not in self.recipes:
+            raise unknown(f"recipe of {self.name}", name, self.recipes)
+        return self.recipes[name]
 
     def inputs_of(self, variant: str) -> dict[str, Input]:
         """The inputs of a variant, in its own sizes."""
@@ -151,10 +171,16 @@ def read_page(path: Path) -> Page:
         for key in sizes:
             if key not in data["inputs"]:
                 raise unknown(f"input in {where} [sizes.{variant}]", key, data["inputs"])
+
+    def recipe(table: Mapping[str, Any], key: str) -> Recipe:
+        made = build(Recipe, table, f"{where} [{key}]")
+        if made.variant not in data["variants"]:
+            raise unknown(f"variant in {where} [{key}]", made.variant, data["variants"])
+        return made
+
     if "train" in data:
-        data["train"] = build(Recipe, data["train"], f"{where} [train]")
-        if data["train"].variant not in data["variants"]:
-            raise unknown(f"variant in {where} [train]", data["train"].variant, data["variants"])
+        data["train"] = recipe(data["train"], "train")
+    data["recipes"] = {k: recipe(v, f"recipes.{k}") for k, v in data.get("recipes", {}).items()}
     if data.get("outputs", "features") not in KINDS:
         raise unknown(f"outputs in {where}", data["outputs"], KINDS)
     data["sharding"] = {k: tuple(a or None for a in v) for k, v in data.get("sharding", {}).items()}

@@ -123,7 +123,11 @@ CASES = {
         ({"input": np.array([[-INF, 0.0]]), "target": np.array([[0.0, 1.0]])}, {}),
         ({"input": np.array([[-INF, 0.0]]), "target": np.array([[-INF, 0.0]])}, {"log_target": True}),
     ],
-    "vae_loss": [(VAE, {"beta": 0.5}), (VAE, {"kind": "bce"})],
+    "vae_loss": [
+        (VAE, {"beta": 0.5, "kind": "mse", "reduction": "mean"}),
+        (VAE, {"kind": "bce_with_logits"}),
+        ({**VAE, "reconstruction": 1 / (1 + np.exp(-VAE["reconstruction"]))}, {}),
+    ],
     "gan_discriminator_loss": [(SCORES, {"kind": kind}) for kind in ours.GAN_KINDS],
     "gan_generator_loss": [({"fake": SCORES["fake"]}, {"kind": kind}) for kind in ours.GAN_KINDS],
     "distillation_loss": [

@@ -169,7 +169,7 @@ def test_clipping_uses_torchs_epsilon():
     np.testing.assert_allclose(clipped["w"], parameter.grad, rtol=1e-14)
 
 
-@pytest.mark.parametrize("kind", optim.OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_optimizers_are_torchs(kind):
     rng = np.random.default_rng(1)
     start, gradients = rng.normal(size=(3, 2)), rng.normal(size=(20, 3, 2))

@@ -255,19 +255,27 @@ def vae_loss(
     logvar: Tensor,
     *,
     beta: float = 1.0,
-    kind: str = "mse",
+    kind: str = "bce",
+    reduction: str = "sum",
 ) -> Tensor:
-    """The negative evidence bound (Kingma and Welling 2014), a mean over rows.
+    """The negative evidence bound (Kingma and Welling 2014), summed over everything.
 
-    Reconstruction error summed over features, plus `beta` (Higgins et al. 2017) times
-    KL(N(mu, exp(logvar)) | N(0, 1)). `kind` "mse" takes squares, "bce" takes `reconstruction` as logits.
+    Reconstruction error plus `beta` (Higgins et al. 2017) times KL(N(mu, exp(logvar)) | N(0, 1)). `kind`: "bce"
+    takes `reconstruction` as probabilities, "bce_with_logits" as logits, "mse" takes squares. The `reduction`
+    "mean" divides by the rows.
     """
-    errors: dict[str, Callable[..., Tensor]] = {"mse": mse_loss, "bce": binary_cross_entropy_with_logits}
+    errors: dict[str, Callable[..., Tensor]] = {
+        "bce": binary_cross_entropy,
+        "bce_with_logits": binary_cross_entropy_with_logits,
+        "mse": mse_loss,
+    }
     if kind not in errors:
         raise ValueError(f"unknown reconstruction {kind!r}: known: {', '.join(errors)}")
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"unknown reduction {reduction!r}: known: sum, mean")
     divergence = -0.5 * (1 + logvar - mu**2 - torch.exp(logvar)).sum()
     total = errors[kind](reconstruction, x, reduction="sum") + beta * divergence
-    return total / max(x.shape[0], 1)
+    return total / max(x.shape[0], 1) if reduction == "mean" else total
 
 
 def gan_discriminator_loss(real: Tensor, fake: Tensor, *, kind: str = "minimax") -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -33,8 +34,21 @@ DEFAULTS: dict[str, Any] = {
     "label_smoothing": 0.0,
 }
 METRICS = "metrics.jsonl"
-TABLES = ("options", "task_options")  # `--set train.options.upscale=2`
-UPDATE_FIELDS = ("optimizer", "learning_rate", "weight_decay", "max_grad_norm")
+TABLES = (
+    "options",
+    "task_options",
+    "optimizer_options",
+    "schedule_options",
+)  # `--set train.options.upscale=2`
+UPDATE_FIELDS = (
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "optimizer_options",
+    "schedule",
+    "schedule_options",
+)
 
 
 @dataclass(frozen=True)
@@ -89,10 +103,11 @@ class Run:
 
 
 def recipe_of(
-    name: str, variant: str | None, settings: Mapping[str, str]
+    name: str, variant: str | None, settings: Mapping[str, str], recipe: str | None = None
 ) -> tuple[Recipe, str, dict[str, Any]]:
-    """The page's recipe with settings applied and every value filled in: (recipe, variant, model overrides).
+    """A recipe of the page with settings applied and every value filled in: (recipe, variant, overrides).
 
+    It is the page's [train] table if none is named; the overrides are those of the model's arguments.
     Settings are `train.FIELD` (`train.lr` is the learning rate), `train.options.OPTION`,
     `train.task_options.OPTION` and `model.ARGUMENT`. What neither page nor
     settings say is taken from the model's config object, then from DEFAULTS.
@@ -100,11 +115,9 @@ def recipe_of(
     Raises:
         UsageError: the page has no recipe; an unknown setting, or a value of the wrong type.
     """
-    entry = catalog.page(name)
-    if entry.train is None:
-        raise UsageError(f"{name} has no recipe: add a [train] table to configs/{name}.toml")
+    written = catalog.page(name).recipe(recipe)
     fields = {f.name: f for f in dataclasses.fields(Recipe)}
-    known = catalog.arguments(name, variant or entry.train.variant)
+    known = catalog.arguments(name, variant or written.variant)
     values, overrides = {}, {}
     for key, text in settings.items():
         room, _, field = key.partition(".")
@@ -113,7 +126,7 @@ def recipe_of(
             values[field] = _parsed(key, text, fields[field].type)
         elif room == "train" and field.partition(".")[0] in TABLES:
             table, _, inner = field.partition(".")
-            values[table] = {**values.get(table, getattr(entry.train, table)), inner: _literal(text)}
+            values[table] = {**values.get(table, getattr(written, table)), inner: _literal(text)}
         elif room == "train":
             raise unknown("setting train.", field, fields)
         elif room == "model" and field in known:
@@ -122,43 +135,49 @@ def recipe_of(
             raise unknown("setting model.", field, known)
         else:
             raise unknown("setting", key, ["train.FIELD", "model.ARGUMENT"])
-    recipe = dataclasses.replace(entry.train, **{"variant": variant or entry.train.variant, **values})
-    arguments = catalog.arguments(name, recipe.variant, overrides)
-    filled = {k: arguments.get(k, default) for k, default in DEFAULTS.items() if getattr(recipe, k) is None}
-    recipe = dataclasses.replace(recipe, **filled)
+    made = dataclasses.replace(written, **{"variant": variant or written.variant, **values})
+    arguments = catalog.arguments(name, made.variant, overrides)
+    filled = {k: arguments.get(k, default) for k, default in DEFAULTS.items() if getattr(made, k) is None}
+    made = dataclasses.replace(made, **filled)
     if "warmup_steps" not in values and "steps" in values:
         # The page's warm-up is meant for the page's length; a shorter run warms up for all of it at most.
-        recipe = dataclasses.replace(recipe, warmup_steps=min(recipe.warmup_steps or 0, recipe.steps))
+        made = dataclasses.replace(made, warmup_steps=min(made.warmup_steps or 0, made.steps))
     for field in ("steps", "batch_size", "accumulate", "eval_every"):
-        if getattr(recipe, field) < 1:
-            raise UsageError(f"train.{field} must be at least 1, not {getattr(recipe, field)}")
-    if recipe.batch_size % recipe.accumulate:
-        raise UsageError(
-            f"train.accumulate {recipe.accumulate} does not divide batch_size {recipe.batch_size}"
-        )
-    if not 0 <= recipe.ema < 1:
-        raise UsageError(f"train.ema must be in [0, 1), not {recipe.ema}")
-    return recipe, recipe.variant, overrides
+        if getattr(made, field) < 1:
+            raise UsageError(f"train.{field} must be at least 1, not {getattr(made, field)}")
+    if made.batch_size % made.accumulate:
+        raise UsageError(f"train.accumulate {made.accumulate} does not divide batch_size {made.batch_size}")
+    if not 0 <= made.ema < 1:
+        raise UsageError(f"train.ema must be in [0, 1), not {made.ema}")
+    return made, made.variant, overrides
 
 
-def prepare(name: str, *, variant: str | None, settings: Mapping[str, str], mesh: str, out: Path) -> Run:
+def prepare(
+    name: str,
+    *,
+    variant: str | None,
+    settings: Mapping[str, str],
+    mesh: str | None,
+    out: Path,
+    recipe: str | None = None,
+) -> Run:
     """Check everything that can be checked before the first step, and compile nothing yet.
 
     Raises:
         UsageError: a name, setting, mesh or sharding that does not fit.
         DataError: the data is missing or does not fit the model.
     """
-    recipe, variant, overrides = recipe_of(name, variant, settings)
-    devices = make_mesh(parse_mesh(mesh))
-    batch_sharding(devices, recipe.batch_size)
+    made, variant, overrides = recipe_of(name, variant, settings, recipe)
+    devices = make_mesh(parse_mesh(mesh or f"data={jax.device_count()}"))
+    batch_sharding(devices, made.batch_size)
     arguments = catalog.arguments(name, variant, overrides)
-    source = data.load(recipe.data, out=out, arguments=arguments, options=recipe.options, seed=recipe.seed)
-    task = tasks.task(recipe.task, label_smoothing=recipe.label_smoothing or 0.0, **recipe.task_options)
-    optimizers = optimizers_of(recipe, task)
-    sample = source.batch(recipe.seed, 0, recipe.batch_size)
+    source = data.load(made.data, out=out, arguments=arguments, options=made.options, seed=made.seed)
+    task = tasks.task(made.task, label_smoothing=made.label_smoothing or 0.0, **made.task_options)
+    optimizers = optimizers_of(made, task)
+    sample = source.batch(made.seed, 0, made.batch_size)
 
     def build() -> nnx.Module:
-        rngs = nnx.Rngs(recipe.seed)
+        rngs = nnx.Rngs(made.seed)
         model = catalog.create_model(name, variant, rngs=rngs, **overrides)
         return task.wrap(model, sample, source.classes, rngs)
 
@@ -169,7 +188,7 @@ def prepare(name: str, *, variant: str | None, settings: Mapping[str, str], mesh
     eval_graph = state.split(model).graph
 
     def create():
-        return step.create_state(build, task, optimizers, average=recipe.ema > 0)
+        return step.create_state(build, task, optimizers, average=made.ema > 0)
 
     abstract = jax.eval_shape(create)
     placed = placement(abstract, devices, catalog.page(name).sharding)
@@ -179,7 +198,7 @@ def prepare(name: str, *, variant: str | None, settings: Mapping[str, str], mesh
         name=name,
         variant=variant,
         overrides=overrides,
-        recipe=recipe,
+        recipe=made,
         mesh=devices,
         task=task,
         source=source,
@@ -212,6 +231,7 @@ def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, Any]:
             learning_rate=schedule_of(own),
             weight_decay=own.weight_decay or 0.0,
             max_grad_norm=own.max_grad_norm or 0.0,
+            **own.optimizer_options,
         )
     return made
 
@@ -219,7 +239,11 @@ def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, Any]:
 def schedule_of(recipe: Recipe) -> Any:
     """The learning rate of each step of a recipe whose values are filled in."""
     return optim.create_schedule(
-        recipe.schedule, recipe.learning_rate or 0.0, recipe.warmup_steps or 0, recipe.steps
+        recipe.schedule,
+        recipe.learning_rate or 0.0,
+        recipe.warmup_steps or 0,
+        recipe.steps,
+        **recipe.schedule_options,
     )
 
 
@@ -246,15 +270,16 @@ def fit(
     *,
     variant: str | None = None,
     settings: Mapping[str, str] | None = None,
-    mesh: str = "data=1",
+    mesh: str | None = None,
     out: str | os.PathLike,
+    recipe: str | None = None,
     resume: bool = False,
     stop_at: int | None = None,
     progress: bool = True,
 ) -> FitResult:
-    """Train a model of the catalog by its page's recipe.
+    """Train a model of the catalog by a recipe of its page, the first if none is named.
 
-    Writes to `out`: metrics.jsonl (one line a step, floats exact), TensorBoard events, checkpoints, the best
+    Without `mesh` the batch is split over all devices. Writes to `out`: metrics.jsonl (one line a step, floats exact), TensorBoard events, checkpoints, the best
     checkpoint by the task's score. With `stop_at`, and when interrupted, it checkpoints and stops.
 
     Raises:
@@ -268,7 +293,7 @@ def fit(
         raise CheckpointError(f"{out}: no checkpoint to resume from; leave out --resume to begin")
     if not resume and (folder.exists() or (out / METRICS).exists()):
         raise UsageError(f"{out} holds a run already: continue it with --resume or choose another --out")
-    run = prepare(name, variant=variant, settings=settings or {}, mesh=mesh, out=out)
+    run = prepare(name, variant=variant, settings=settings or {}, mesh=mesh, out=out, recipe=recipe)
     if resume:
         like = checkpoint.flatten(run.abstract)
         start, leaves, about = checkpoint.latest_intact(folder, like)
@@ -368,7 +393,8 @@ class _Loop:
         for batch in self.run.source.evaluation(recipe.batch_size):
             counted = self.count(current.average or current.params, current.rest, self.run.place(batch))
             sums = counted if sums is None else jax.tree.map(jnp.add, sums, counted)
-        self.metrics = self.run.task.summary({k: float(v) for k, v in (sums or {}).items()})
+        told = self.run.task.summary({k: np.asarray(v) for k, v in (sums or {}).items()})
+        self.metrics = {k: float(v) for k, v in told.items()}
         self._write({"step": at, **{f"eval_{k}": v for k, v in self.metrics.items()}})
         key, more = self.run.task.score
         score = self.metrics[key]

@@ -308,23 +308,31 @@ def vae_loss(
     logvar: Float[Array, "b *z"],
     *,
     beta: float = 1.0,
-    kind: str = "mse",
+    kind: str = "bce",
+    reduction: str = "sum",
 ) -> Float[Array, ""]:
-    """The negative evidence bound (Kingma and Welling 2014), a mean over rows.
+    """The negative evidence bound (Kingma and Welling 2014), summed over everything.
 
-    Reconstruction error summed over features, plus `beta` (Higgins et al. 2017) times
-    KL(N(mu, exp(logvar)) | N(0, 1)). `kind` "mse" takes squares, "bce" takes `reconstruction` as logits.
+    Reconstruction error plus `beta` (Higgins et al. 2017) times KL(N(mu, exp(logvar)) | N(0, 1)). `kind`: "bce"
+    takes `reconstruction` as probabilities, "bce_with_logits" as logits, "mse" takes squares. The `reduction`
+    "mean" divides by the rows.
 
     Raises:
-        UsageError: unknown kind.
+        UsageError: unknown kind or reduction.
     """
-    errors: dict[str, Callable[..., Array]] = {"mse": mse_loss, "bce": binary_cross_entropy_with_logits}
+    errors: dict[str, Callable[..., Array]] = {
+        "bce": binary_cross_entropy,
+        "bce_with_logits": binary_cross_entropy_with_logits,
+        "mse": mse_loss,
+    }
     if kind not in errors:
         raise unknown("reconstruction", kind, errors)
+    if reduction not in ("sum", "mean"):
+        raise unknown("reduction", reduction, ("sum", "mean"))
     mean, log_variance = _wide(mu), _wide(logvar)
     divergence = -0.5 * (1 + log_variance - mean**2 - jnp.exp(log_variance)).sum()
     total = errors[kind](reconstruction, x, reduction="sum") + beta * divergence
-    return total / max(x.shape[0], 1)
+    return total / max(x.shape[0], 1) if reduction == "mean" else total
 
 
 def gan_discriminator_loss(

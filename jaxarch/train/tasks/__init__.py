@@ -45,13 +45,13 @@ class Task:
 
     wrap(model, sample, classes, rngs) -> the module that is trained; draw(key, batch) -> the batch with the
     randomness of one update (noise, times) added, inside the compiled step; tally(model, batch) -> sums over
-    the batch; summary(sums) -> metrics; score: the metric that selects the best checkpoint, and whether more
-    of it is better.
+    the batch, of any shape; summary(sums) -> metrics, numbers; score: the metric that selects the best
+    checkpoint, and whether more of it is better.
     """
 
     updates: Mapping[str, Update]
     tally: Callable[[nnx.Module, Batch], dict[str, Array]]
-    summary: Callable[[Mapping[str, float]], dict[str, float]]
+    summary: Callable[[Mapping[str, Any]], dict[str, Any]]
     score: tuple[str, bool]
     wrap: Callable[[nnx.Module, Batch, int, nnx.Rngs], nnx.Module] = as_it_is
     draw: Callable[[jax.Array, Batch], Batch] | None = None

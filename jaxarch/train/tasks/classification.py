@@ -1,6 +1,7 @@
 """A model that gives logits (B, classes), or (B, ..., classes) with labels of the same shape."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array
@@ -26,6 +27,6 @@ def count(model: nnx.Module, batch: Batch) -> dict[str, Array]:
     return {"loss": cross_entropy(logits, label) * total, "correct": correct, "count": total}
 
 
-def accuracy(sums: Mapping[str, float]) -> dict[str, float]:
+def accuracy(sums: Mapping[str, Any]) -> dict[str, Any]:
     """Mean loss and accuracy."""
     return {"loss": sums["loss"] / sums["count"], "accuracy": sums["correct"] / sums["count"]}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array
@@ -28,7 +29,7 @@ def count(model: nnx.Module, batch: Batch) -> dict[str, Array]:
     return {"loss": cross_entropy(logits[:, :-1], labels[:, 1:]) * total, "count": total}
 
 
-def perplexity(sums: Mapping[str, float]) -> dict[str, float]:
+def perplexity(sums: Mapping[str, Any]) -> dict[str, Any]:
     """Mean loss of a token and its exponential."""
     loss = sums["loss"] / sums["count"]
     return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
