@@ -84,3 +84,15 @@ from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
 from jaxarch.nn.text_encoder import CustomModelConfig, TextEncoder
 from jaxarch.nn.transformer import TransformerBlock
+from jaxarch.nn.vision import (
+    CBAM,
+    AttentionConv,
+    ChannelAttention,
+    DepthwiseSeparableConv,
+    DynamicConv2d,
+    SpatialAttention,
+    SqueezeExcitation,
+    StochasticDepth,
+    conv_norm_activation,
+    make_divisible,
+)

@@ -93,3 +93,15 @@ from torchref.nn.rnn import GRU, LSTM, RNN, length_mask
 from torchref.nn.self_attention import SelfAttention, SelfAttentionBlock
 from torchref.nn.text_encoder import CustomModelConfig, TextEncoder
 from torchref.nn.transformer import TransformerBlock
+from torchref.nn.vision import (
+    CBAM,
+    AttentionConv,
+    ChannelAttention,
+    DepthwiseSeparableConv,
+    DynamicConv2d,
+    SpatialAttention,
+    SqueezeExcitation,
+    StochasticDepth,
+    conv_norm_activation,
+    make_divisible,
+)
