@@ -79,20 +79,29 @@ def segment_softmax(
     ids: Int[Array, " e"],
     num_segments: int,
     mask: Bool[Array, " e"] | None = None,
+    own: Float[Array, "s *f"] | None = None,
     *,
     indices_are_sorted: bool = False,
-) -> Float[Array, "e *f"]:
-    """The softmax over the rows of each segment; rows where the mask is False get 0 and do not count."""
+) -> tuple[Float[Array, "e *f"], Float[Array, "s *f"] | None]:
+    """The softmax over the rows of each segment, and over one more row of its own if given.
+
+    Rows where the mask is False get 0 and do not count. Returns the weights of the rows and of `own`.
+    """
     wide = logits.astype(wide_dtype(logits.dtype))
-    top = segment_max(
-        jax.lax.stop_gradient(wide), ids, num_segments, mask, indices_are_sorted=indices_are_sorted
-    )
-    shifted = wide - rows(top, ids)
     if mask is not None:
-        shifted = jnp.where(_beside(mask, shifted), shifted, -jnp.inf)
-    weights = jnp.exp(shifted)
+        wide = jnp.where(_beside(mask, wide), wide, -jnp.inf)
+    fixed = jax.lax.stop_gradient(wide)
+    top = jax.ops.segment_max(fixed, ids, num_segments, indices_are_sorted=indices_are_sorted)
+    if own is not None:
+        top = jnp.maximum(top, jax.lax.stop_gradient(own).astype(wide.dtype))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    weights = jnp.exp(wide - rows(top, ids))
     total = segment_sum(weights, ids, num_segments, indices_are_sorted=indices_are_sorted)
-    return (weights / rows(jnp.where(total > 0, total, 1), ids)).astype(logits.dtype)
+    if own is None:
+        return (weights / rows(jnp.where(total > 0, total, 1), ids)).astype(logits.dtype), None
+    loop = jnp.exp(own.astype(wide.dtype) - top)
+    total = total + loop
+    return (weights / rows(total, ids)).astype(logits.dtype), (loop / total).astype(logits.dtype)
 
 
 SEGMENTS = {"add": segment_sum, "sum": segment_sum, "mean": segment_mean, "max": segment_max}
@@ -146,30 +155,6 @@ def global_max_pool(
     return _pooled(segment_max, x, batch, size)
 
 
-def replace_self_loops(
-    edge_index: Int[Array, "2 e"],
-    num_nodes: int,
-    edge_attr: Float[Array, "e d"] | None = None,
-    fill_value: float | str = "mean",
-) -> tuple[Int[Array, "2 m"], Float[Array, "m d"] | None, Bool[Array, " m"]]:
-    """The edges followed by one self loop per node, their features, and a mask: False at loops given.
-
-    PyG's remove_self_loops and add_self_loops with a static shape. The features of a new loop are
-    `fill_value`, or that aggregation ("mean", "add", "max") of the features of the edges into the node.
-    """
-    source, target = edge_index[0], edge_index[1]
-    kept = source != target
-    loops = jnp.arange(num_nodes, dtype=edge_index.dtype)
-    mask = jnp.concatenate([kept, jnp.ones(num_nodes, bool)])
-    if edge_attr is not None:
-        if isinstance(fill_value, str):
-            loop_attr = SEGMENTS[fill_value](edge_attr, target, num_nodes, kept)
-        else:
-            loop_attr = jnp.full((num_nodes, edge_attr.shape[1]), fill_value, edge_attr.dtype)
-        edge_attr = jnp.concatenate([edge_attr, loop_attr])
-    return jnp.concatenate([edge_index, jnp.stack([loops, loops])], 1), edge_attr, mask
-
-
 def mean_of_neighbours(
     x: Float[Array, "n f"], edge_index: Int[Array, "2 e"], *, indices_are_sorted: bool = False
 ) -> Float[Array, "n f"]:
@@ -178,8 +163,9 @@ def mean_of_neighbours(
     Raises:
         DataError: outside jit, an edge index is out of range.
     """
+    check_ids(edge_index, x.shape[0], "edge index")
     y = segment_mean(rows(x, edge_index[0]), edge_index[1], x.shape[0], indices_are_sorted=indices_are_sorted)
-    return checked(y, edge_index, x.shape[0])
+    return or_nan(y, edge_index, x.shape[0])
 
 
 def edge_inputs(
@@ -190,8 +176,9 @@ def edge_inputs(
     Raises:
         DataError: outside jit, an edge index is out of range.
     """
+    check_ids(edge_index, x.shape[0], "edge index")
     ends = rows(x, edge_index[1]), rows(x, edge_index[0])
-    return checked(jnp.concatenate([*ends, edge_attr], 1), edge_index, x.shape[0])
+    return or_nan(jnp.concatenate([*ends, edge_attr], 1), edge_index, x.shape[0])
 
 
 def all_pairs(x: Float[Array, "*b n f"]) -> Float[Array, "*b n n g"]:
@@ -202,15 +189,8 @@ def all_pairs(x: Float[Array, "*b n f"]) -> Float[Array, "*b n n g"]:
     )
 
 
-def checked(
-    y: Float[Array, "*shape"], ids: Int[Array, "..."], size: int, what: str = "edge index"
-) -> Float[Array, "*shape"]:
-    """y, or NaN in all of it if an id is outside [0, size); outside jit that is an error.
-
-    Raises:
-        DataError: outside jit, naming the first id out of range.
-    """
-    check_ids(ids, size, what)
+def or_nan(y: Float[Array, "*shape"], ids: Int[Array, "..."], size: int) -> Float[Array, "*shape"]:
+    """y, or NaN in all of it if an id is outside [0, size): what `check_ids` cannot see under jit."""
     return jnp.where(((ids >= 0) & (ids < size)).all(), y, jnp.nan)
 
 
@@ -252,6 +232,7 @@ class GCNConv(Module):
         *,
         indices_are_sorted: bool = False,
     ) -> Float[Array, "n o"]:
+        check_ids(edge_index, x.shape[0], "edge index")
         nodes, (source, target) = x.shape[0], (edge_index[0], edge_index[1])
         wide = wide_dtype(x.dtype)
         weight = jnp.ones(target.shape, wide) if edge_weight is None else edge_weight.astype(wide)
@@ -274,7 +255,7 @@ class GCNConv(Module):
         y = segment_sum(messages, target, nodes, indices_are_sorted=indices_are_sorted)
         if self.add_self_loops:
             y = y + loop.astype(h.dtype)[:, None] * h
-        y = checked(y, edge_index, nodes)
+        y = or_nan(y, edge_index, nodes)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -284,7 +265,8 @@ class GATConv(Module):
     x (N, in_channels), edge_index (2, E), edge_attr (E, edge_dim) -> (N, heads * out_channels), or the mean
     over the heads (N, out_channels) without `concat`. PyG's GATConv: self loops given are replaced by one
     per node, whose features are `fill_value` or that aggregation of the features of the edges into it.
-    Dropout acts on the attention weights of the edges and then the loops.
+    Dropout acts on the attention weights, of the edges and then of the loops. `indices_are_sorted` promises
+    sorted targets.
 
     Raises:
         UsageError: unknown fill_value.
@@ -330,26 +312,50 @@ class GATConv(Module):
         x: Float[Array, "n i"],
         edge_index: Int[Array, "2 e"],
         edge_attr: Float[Array, "e d"] | None = None,
+        *,
+        indices_are_sorted: bool = False,
     ) -> Float[Array, "n o"]:
         if (edge_attr is None) != (self.edge_dim is None):
             raise DataError(f"edge_dim is {self.edge_dim}: edge_attr must be given with it and only with it")
+        check_ids(edge_index, x.shape[0], "edge index")
         nodes, shape = x.shape[0], (-1, self.heads, self.out_channels)
-        edges, mask = edge_index, None
-        if self.add_self_loops:
-            edges, edge_attr, mask = replace_self_loops(edge_index, nodes, edge_attr, self.fill_value)
-        source, target = edges[0], edges[1]
+        source, target = edge_index[0], edge_index[1]
+        kept, own = None, None
         h = self.lin(x).reshape(shape)
-        logits = rows((h * self.att_src[...]).sum(-1), source) + rows((h * self.att_dst[...]).sum(-1), target)
+        to_others, to_self = (h * self.att_src[...]).sum(-1), (h * self.att_dst[...]).sum(-1)
+        logits = rows(to_others, source) + rows(to_self, target)
+        if self.add_self_loops:
+            kept, own = source != target, to_others + to_self
         if edge_attr is not None:
-            logits = logits + (self.lin_edge(edge_attr).reshape(shape) * self.att_edge[...]).sum(-1)
-        weights = segment_softmax(leaky_relu(logits, self.negative_slope), target, nodes, mask)
-        weights = self.dropout(weights)
-        y = segment_sum(weights[..., None] * rows(h, source), target, nodes)
+            logits = logits + self._edge_logits(edge_attr)
+            if own is not None and isinstance(self.fill_value, str):
+                filled = SEGMENTS[self.fill_value](
+                    edge_attr, target, nodes, kept, indices_are_sorted=indices_are_sorted
+                )
+                own = own + self._edge_logits(filled)
+            elif own is not None and not isinstance(self.fill_value, str):
+                own = own + self._edge_logits(jnp.full((1, edge_attr.shape[1]), self.fill_value, x.dtype))
+        weights, loop = segment_softmax(
+            leaky_relu(logits, self.negative_slope),
+            target,
+            nodes,
+            kept,
+            None if own is None else leaky_relu(own, self.negative_slope),
+            indices_are_sorted=indices_are_sorted,
+        )
+        messages = self.dropout(weights)[..., None] * rows(h, source)
+        y = segment_sum(messages, target, nodes, indices_are_sorted=indices_are_sorted)
+        if loop is not None:
+            y = y + self.dropout(loop)[..., None] * h
         y = y.reshape(nodes, -1) if self.concat else y.mean(1)
-        y = checked(y, edge_index, nodes)
+        y = or_nan(y, edge_index, nodes)
         if self.residual:
             y = y + self.res(x)
         return y if self.bias is None else y + self.bias[...]
+
+    def _edge_logits(self, edge_attr: Float[Array, "m d"]) -> Float[Array, "m h"]:
+        h = self.lin_edge(edge_attr).reshape(-1, self.heads, self.out_channels)
+        return (h * self.att_edge[...]).sum(-1)
 
 
 class RGCNConv(Module):
@@ -403,6 +409,8 @@ class RGCNConv(Module):
     def __call__(
         self, x: Float[Array, "n i"], edge_index: Int[Array, "2 e"], edge_type: Int[Array, " e"]
     ) -> Float[Array, "n o"]:
+        check_ids(edge_index, x.shape[0], "edge index")
+        check_ids(edge_type, self.num_relations, "edge type")
         nodes, relations = x.shape[0], self.num_relations
         source, target = edge_index[0], edge_index[1]
         place = target * relations + edge_type.astype(target.dtype)
@@ -415,7 +423,7 @@ class RGCNConv(Module):
             y = jnp.einsum("nrki,rkio->nko", blocks, weight).reshape(nodes, self.out_channels)
         else:
             y = jnp.einsum("nri,rio->no", found.reshape(nodes, relations, -1), weight)
-        y = checked(checked(y, edge_index, nodes), edge_type, relations, "edge type")
+        y = or_nan(or_nan(y, edge_index, nodes), edge_type, relations)
         if self.root is not None:
             y = y + x @ self.root[...]
         return y if self.bias is None else y + self.bias[...]
@@ -439,4 +447,5 @@ def _pooled(segment, x: Array, batch: Array | None, size: int | None) -> Array:
         if isinstance(batch, jax.core.Tracer):
             raise UsageError("under jit a pool needs size, the number of graphs")
         size = int(batch.max()) + 1 if batch.size else 0
-    return checked(segment(x, batch, size), batch, size, "graph id")
+    check_ids(batch, size, "graph id")
+    return or_nan(segment(x, batch, size), batch, size)

@@ -30,20 +30,35 @@ def segment_max(data: Tensor, ids: Tensor, num_segments: int, mask: Tensor | Non
     """The maximum of each segment; rows where the mask is False do not count. Empty: 0."""
     if mask is not None:
         data, ids = data[mask], ids[mask]
-    place = _beside(ids, data).expand_as(data)
-    empty = data.new_zeros(num_segments, *data.shape[1:])
-    return empty.scatter_reduce(0, place, data, "amax", include_self=False)
+    taken = segment_sum(data.new_ones(ids.shape), ids, num_segments) > 0
+    # From -inf: PyG starts at 0 and at a maximum of 0 gives a part of the gradient to that start.
+    top = data.new_full((num_segments, *data.shape[1:]), -torch.inf)
+    top = top.scatter_reduce(0, _beside(ids, data).expand_as(data), data, "amax")
+    return torch.where(_beside(taken, top), top, 0)
 
 
-def segment_softmax(logits: Tensor, ids: Tensor, num_segments: int, mask: Tensor | None = None) -> Tensor:
-    """The softmax over the rows of each segment; rows where the mask is False get 0 and do not count."""
-    top = segment_max(logits.detach(), ids, num_segments, mask)
-    shifted = logits - top[ids]
+def segment_softmax(
+    logits: Tensor, ids: Tensor, num_segments: int, mask: Tensor | None = None, own: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The softmax over the rows of each segment, and over one more row of its own if given.
+
+    Rows where the mask is False get 0 and do not count. Returns the weights of the rows and of `own`.
+    """
     if mask is not None:
-        shifted = shifted.masked_fill(~_beside(mask, shifted), -torch.inf)
-    weights = shifted.exp()
+        logits = logits.masked_fill(~_beside(mask, logits), -torch.inf)
+    fixed = logits.detach()
+    top = fixed.new_full((num_segments, *fixed.shape[1:]), -torch.inf)
+    top = top.scatter_reduce(0, _beside(ids, fixed).expand_as(fixed), fixed, "amax")
+    if own is not None:
+        top = torch.maximum(top, own.detach())
+    top = torch.where(top.isfinite(), top, 0)
+    weights = (logits - top[ids]).exp()
     total = segment_sum(weights, ids, num_segments)
-    return weights / torch.where(total > 0, total, 1)[ids]
+    if own is None:
+        return weights / torch.where(total > 0, total, 1)[ids], None
+    loop = (own - top).exp()
+    total = total + loop
+    return weights / total[ids], loop / total
 
 
 SEGMENTS = {"add": segment_sum, "sum": segment_sum, "mean": segment_mean, "max": segment_max}
@@ -72,27 +87,6 @@ def global_mean_pool(x: Tensor, batch: Tensor | None = None, size: int | None = 
 def global_max_pool(x: Tensor, batch: Tensor | None = None, size: int | None = None) -> Tensor:
     """The maximum over the nodes of each graph; as `global_add_pool`."""
     return _pooled(segment_max, x, batch, size)
-
-
-def replace_self_loops(
-    edge_index: Tensor, num_nodes: int, edge_attr: Tensor | None = None, fill_value: float | str = "mean"
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The edges followed by one self loop per node, their features, and a mask: False at loops given.
-
-    PyG's remove_self_loops and add_self_loops with a static shape. The features of a new loop are
-    `fill_value`, or that aggregation ("mean", "add", "max") of the features of the edges into the node.
-    """
-    source, target = edge_index
-    kept = source != target
-    loops = torch.arange(num_nodes, device=edge_index.device)
-    mask = torch.cat([kept, kept.new_ones(num_nodes)])
-    if edge_attr is not None:
-        if isinstance(fill_value, str):
-            loop_attr = SEGMENTS[fill_value](edge_attr, target, num_nodes, kept)
-        else:
-            loop_attr = edge_attr.new_full((num_nodes, edge_attr.shape[1]), fill_value)
-        edge_attr = torch.cat([edge_attr, loop_attr])
-    return torch.cat([edge_index, torch.stack([loops, loops])], 1), edge_attr, mask
 
 
 def mean_of_neighbours(x: Tensor, edge_index: Tensor) -> Tensor:
@@ -177,7 +171,7 @@ class GATConv(Module):
     x (N, in_channels), edge_index (2, E), edge_attr (E, edge_dim) -> (N, heads * out_channels), or the mean
     over the heads (N, out_channels) without `concat`. PyG's GATConv: self loops given are replaced by one
     per node, whose features are `fill_value` or that aggregation of the features of the edges into it.
-    Dropout acts on the attention weights of the edges and then the loops.
+    Dropout acts on the attention weights, of the edges and then of the loops.
     """
 
     def __init__(
@@ -218,21 +212,37 @@ class GATConv(Module):
             raise ValueError(f"edge_dim is {self.edge_dim}: edge_attr must be given with it and only with it")
         check_ids(edge_index, x.shape[0], "edge index")
         nodes, shape = x.shape[0], (-1, self.heads, self.out_channels)
-        edges, mask = edge_index, None
-        if self.add_self_loops:
-            edges, edge_attr, mask = replace_self_loops(edge_index, nodes, edge_attr, self.fill_value)
-        source, target = edges
+        source, target = edge_index
+        kept, own = None, None
         h = self.lin(x).reshape(shape)
-        logits = (h * self.att_src).sum(-1)[source] + (h * self.att_dst).sum(-1)[target]
+        to_others, to_self = (h * self.att_src).sum(-1), (h * self.att_dst).sum(-1)
+        logits = to_others[source] + to_self[target]
+        if self.add_self_loops:
+            kept, own = source != target, to_others + to_self
         if edge_attr is not None:
-            logits = logits + (self.lin_edge(edge_attr).reshape(shape) * self.att_edge).sum(-1)
-        weights = segment_softmax(F.leaky_relu(logits, self.negative_slope), target, nodes, mask)
-        weights = self.dropout(weights)
-        y = segment_sum(weights[..., None] * h[source], target, nodes)
+            logits = logits + self._edge_logits(edge_attr)
+            if own is not None and isinstance(self.fill_value, str):
+                own = own + self._edge_logits(SEGMENTS[self.fill_value](edge_attr, target, nodes, kept))
+            elif own is not None and not isinstance(self.fill_value, str):
+                own = own + self._edge_logits(x.new_full((1, edge_attr.shape[1]), self.fill_value))
+        weights, loop = segment_softmax(
+            F.leaky_relu(logits, self.negative_slope),
+            target,
+            nodes,
+            kept,
+            None if own is None else F.leaky_relu(own, self.negative_slope),
+        )
+        y = segment_sum(self.dropout(weights)[..., None] * h[source], target, nodes)
+        if loop is not None:
+            y = y + self.dropout(loop)[..., None] * h
         y = y.flatten(1) if self.concat else y.mean(1)
         if self.residual:
             y = y + self.res(x)
         return y if self.bias is None else y + self.bias
+
+    def _edge_logits(self, edge_attr: Tensor) -> Tensor:
+        h = self.lin_edge(edge_attr).reshape(-1, self.heads, self.out_channels)
+        return (h * self.att_edge).sum(-1)
 
 
 class RGCNConv(Module):
