@@ -50,8 +50,8 @@ class Recipe:
 
     `None` takes the value from the model's own config object if it has a field of that name
     (`ModelConfig.learning_rate`, ...), and otherwise the default in `train.loop`. `options` are those of the
-    data, the other options those of the task, the optimizer, the schedule; `updates` sets optimizer fields for single updates of a task that
-    has several (`[train.updates.critic] learning_rate = 4e-4`).
+    data, the other options those of the task, the optimizer, the schedule; `updates` sets optimizer fields for
+    single updates of a task that has several (`[train.updates.critic] learning_rate = 4e-4`).
     """
 
     task: str

@@ -279,8 +279,9 @@ def fit(
 ) -> FitResult:
     """Train a model of the catalog by a recipe of its page, the first if none is named.
 
-    Without `mesh` the batch is split over all devices. Writes to `out`: metrics.jsonl (one line a step, floats exact), TensorBoard events, checkpoints, the best
-    checkpoint by the task's score. With `stop_at`, and when interrupted, it checkpoints and stops.
+    Without `mesh` the batch is split over all devices. Writes to `out`: metrics.jsonl (one line a step, floats
+    exact), TensorBoard events, checkpoints, the best checkpoint by the task's score. With `stop_at`, and when
+    interrupted, it checkpoints and stops.
 
     Raises:
         UsageError: something that was asked for does not fit; `out` holds a run and `resume` is False.
