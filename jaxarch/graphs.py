@@ -397,12 +397,16 @@ def from_pyg(data: Any) -> GraphsTuple:
         if key in own or not hasattr(value, "detach"):
             continue
         array = as_numpy(value)
-        if data.is_node_attr(key):
-            parts[0][key] = array
-        elif data.is_edge_attr(key):
+        size, graphs = len(array) if array.ndim else None, len(n_node)
+        # PyG guesses by size, edges before graphs; here a name that says edge is needed to be taken first.
+        if size == index.shape[1] and key.startswith("edge_"):
             parts[1][key] = array
-        elif array.ndim and len(array) == len(n_node):
+        elif size == count and (count != graphs or data.is_node_attr(key)):
+            parts[0][key] = array
+        elif size == graphs:
             parts[2][key] = array
+        elif size == index.shape[1]:
+            parts[1][key] = array
         else:
             raise DataError(f"PyG's {key!r} of shape {array.shape} is neither of nodes, edges nor graphs")
     return make_graph(
