@@ -1,0 +1,201 @@
+"""A run begun in torch goes on in jaxarch on the same curve, and the other way: optimizer state there and back."""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+from jaxarch import nn, state
+from jaxarch.convert import load_state_dict, to_state_dict
+from jaxarch.convert.optimizer import (
+    Hyper,
+    check_groups,
+    from_optimizer_state_dict,
+    from_torch_optimizer,
+    step_of,
+    to_optimizer_state_dict,
+    torch_rows,
+)
+from jaxarch.convert.state_dict import as_numpy, as_tensor
+from jaxarch.errors import ConversionError
+from jaxarch.train import losses, optim
+from torchref import losses as torch_losses
+from torchref import train as torch_train
+
+STEPS, MIDDLE = 16, 7
+SCHEDULE = optim.create_schedule("cosine", 2e-2, 4, 20)
+GROUPS = {"up.bias": {"lr_scale": 0.5, "weight_decay": 0.03}}
+KINDS = {
+    "sgd": Hyper("sgd", SCHEDULE, 0.01),
+    "momentum": Hyper("sgd", SCHEDULE, 0.01, None, {"momentum": 0.9, "nesterov": True}),
+    "dampening": Hyper("sgd", SCHEDULE, 0.01, GROUPS, {"momentum": 0.9, "dampening": 0.2}),
+    "adam": Hyper("adam", SCHEDULE, 0.01),
+    "adamw": Hyper("adamw", SCHEDULE, 0.1, GROUPS, {"betas": (0.8, 0.99)}),
+    "amsgrad": Hyper("adamw", SCHEDULE, 0.1, None, {"amsgrad": True}),
+    "rmsprop": Hyper("rmsprop", SCHEDULE, 0.0, None, {"alpha": 0.9}),
+    "rmsprop centered": Hyper("rmsprop", SCHEDULE, 0.0, None, {"centered": True, "momentum": 0.5}),
+    "adagrad": Hyper("adagrad", SCHEDULE, 0.01, None, {"lr_decay": 0.01}),
+}
+
+
+class Theirs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+        self.double()
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(x)))
+
+
+class Ours(nnx.Module):
+    def __init__(self):
+        self.up, self.down = nn.Linear(3, 4, rngs=nnx.Rngs(0)), nn.Linear(4, 2, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.down(jnp.tanh(self.up(x)))
+
+
+ROWS = torch_rows(Ours)
+_rng = np.random.default_rng(0)
+BATCHES = [(_rng.normal(size=(5, 3)), _rng.normal(size=(5, 2))) for _ in range(STEPS)]
+
+
+def start():
+    torch.manual_seed(0)
+    return Theirs().state_dict()
+
+
+def options_of(hyper):
+    return {"weight_decay": hyper.weight_decay, "groups": hyper.groups, "max_grad_norm": 0.3, **hyper.options}
+
+
+def torch_run(hyper, weights, part, moments=None, at=0):
+    """(losses, weights, what optimizer.state_dict() gives)"""
+    model = Theirs()
+    model.load_state_dict(weights)
+    found, optimizer = torch_train.train_steps(
+        model,
+        [tuple(map(torch.from_numpy, b)) for b in part],
+        lambda m, b: torch_losses.mse_loss(m(b[0]), b[1]),
+        learning_rate=lambda i: float(SCHEDULE(i)),
+        optimizer=hyper.kind,
+        optimizer_state=moments,
+        start_step=at,
+        **options_of(hyper),
+    )
+    return found, model.state_dict(), optimizer.state_dict()
+
+
+def jax_run(hyper, weights, part, opt_state=None):
+    """(losses, weights, parameters, the optimizer's state)"""
+    model = Ours()
+    load_state_dict(model, weights)
+    graph, params, rest = state.split(model)
+    optimizer = optim.create_optimizer(hyper.kind, learning_rate=hyper.learning_rate, **options_of(hyper))
+
+    def step(carry, batch):
+        params, opt_state = carry
+        loss = lambda p: losses.mse_loss(state.merge(graph, p, rest)(batch[0]), batch[1])  # noqa: E731
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    opt_state = optimizer.init(params) if opt_state is None else opt_state
+    stacked = [jnp.stack(column) for column in zip(*part, strict=True)]
+    (params, opt_state), found = jax.jit(lambda c, b: jax.lax.scan(step, c, b))((params, opt_state), stacked)
+    tensors = {k: as_tensor(v) for k, v in to_state_dict(state.merge(graph, params, rest)).items()}
+    return found, tensors, params, opt_state
+
+
+def plain(state_dict):
+    return {i: {k: as_numpy(v) for k, v in slots.items()} for i, slots in state_dict["state"].items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hand_over_in_mid_schedule_both_ways(kind, tmp_path):
+    hyper = KINDS[kind]
+    first, later = BATCHES[:MIDDLE], BATCHES[MIDDLE:]
+    whole, _, _ = torch_run(hyper, start(), BATCHES)
+    _, weights, saved = torch_run(hyper, start(), first)
+    begun, our_weights, params, opt_state = jax_run(hyper, start(), first)
+    np.testing.assert_allclose(begun, whole[:MIDDLE], rtol=1e-10)
+
+    # torch -> jax, through files
+    torch.save(saved, tmp_path / "optimizer.pt")
+    slots, at, groups = from_optimizer_state_dict(ROWS, torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    assert at == (MIDDLE if kind not in ("sgd", "momentum", "dampening") else None)
+    check_groups(ROWS, params, hyper, groups)
+    taken = from_torch_optimizer(ROWS, slots, opt_state, step=MIDDLE)
+    found, _, _, _ = jax_run(hyper, weights, later, taken)
+    np.testing.assert_allclose(found, whole[MIDDLE:], rtol=1e-10)
+
+    # and back, bit for bit, with what torch says of its groups
+    back = to_optimizer_state_dict(ROWS, params, taken, hyper)
+    assert back["step"] == step_of(taken) == MIDDLE
+    jax.tree.map(np.testing.assert_array_equal, plain(back), plain(saved))
+    for ours, theirs in zip(back["param_groups"], saved["param_groups"], strict=True):
+        own = {k: v for k, v in theirs.items() if k != "lr"}
+        assert {k: v for k, v in ours.items() if k in own} == own
+        assert set(ours) - set(own) <= {"lr"}
+
+    # jax -> torch
+    written = to_optimizer_state_dict(ROWS, params, opt_state, hyper)
+    torch.save(written, tmp_path / "ours.pt")
+    moments = torch.load(tmp_path / "ours.pt", weights_only=True)
+    found, _, _ = torch_run(hyper, our_weights, later, moments, MIDDLE)
+    np.testing.assert_allclose(found, whole[MIDDLE:], rtol=1e-10)
+
+
+def test_names_come_from_groups_or_from_a_single_group():
+    _, _, saved = torch_run(KINDS["adamw"], start(), BATCHES[:2])
+    named, _, _ = from_optimizer_state_dict(ROWS, {"optimizer": saved, "epoch": 3})
+    optimizer = torch.optim.AdamW(Theirs().parameters())
+    for p in optimizer.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    alone, at, _ = from_optimizer_state_dict(ROWS, optimizer.state_dict())
+    assert set(alone) == set(named) == {r.torch for r in ROWS}
+    assert at == 1
+    for row in ROWS:
+        assert alone[row.torch]["exp_avg"].shape == named[row.torch]["exp_avg"].shape
+    for group in saved["param_groups"]:
+        del group["param_names"]
+    with pytest.raises(ConversionError, match="named_parameters"):
+        from_optimizer_state_dict(ROWS, saved)
+    with pytest.raises(ConversionError, match="maximizes"):
+        from_optimizer_state_dict(ROWS, torch.optim.SGD(Theirs().named_parameters(), maximize=True).state_dict())
+    with pytest.raises(ConversionError, match="lacks state"):
+        from_optimizer_state_dict(ROWS, {"up.weight": 1})
+
+
+def test_what_does_not_fit_is_refused():
+    _, _, adam = torch_run(KINDS["adam"], start(), BATCHES[:2])
+    slots, _, groups = from_optimizer_state_dict(ROWS, adam)
+    _, _, params, momentum = jax_run(KINDS["momentum"], start(), BATCHES[:2])
+    _, _, _, amsgrad = jax_run(KINDS["amsgrad"], start(), BATCHES[:2])
+    _, _, _, adam_state = jax_run(KINDS["adam"], start(), BATCHES[:2])
+
+    def refused(match, function, *args, **kwargs):
+        with pytest.raises(ConversionError, match=match):
+            function(*args, **kwargs)
+
+    refused("lacks momentum_buffer", from_torch_optimizer, ROWS, slots, momentum)
+    refused("lacks max_exp_avg_sq", from_torch_optimizer, ROWS, slots, amsgrad)
+    more = {k: {**v, "max_exp_avg_sq": v["exp_avg_sq"]} for k, v in slots.items()}
+    refused("has max_exp_avg_sq", from_torch_optimizer, ROWS, more, adam_state)
+    fewer = {k: v for k, v in slots.items() if k != "up.bias"}
+    refused("missing: up.bias", from_torch_optimizer, ROWS, fewer, adam_state)
+    apart = {k: {**v, "step": np.float32(i)} for i, (k, v) in enumerate(slots.items())}
+    refused("different steps", from_torch_optimizer, ROWS, apart, adam_state)
+    buffers = {k: {"momentum_buffer": v["exp_avg"]} for k, v in slots.items()}
+    refused("does not say its step", from_torch_optimizer, ROWS, buffers, momentum)
+    refused("no momentum", check_groups, ROWS, params, KINDS["momentum"], groups)
+    other = KINDS["adam"]._replace(weight_decay=0.3)
+    refused("weight_decay of up.weight is 0.01", check_groups, ROWS, params, other, groups)
+    refused("decoupled_weight_decay", check_groups, ROWS, params, KINDS["adam"]._replace(kind="adamw"), groups)
+    refused("no torch state_dict", to_optimizer_state_dict, ROWS, params, adam_state, Hyper("lion"))
