@@ -39,7 +39,9 @@ class Pooling(Module):
             return jnp.einsum("bt,btd->bd", jax.nn.softmax(scores), x)
         wide, some = valid[..., None], valid.any(1)[:, None]
         if self.strategy == "max":
-            return jnp.where(some, jnp.where(wide, x, jnp.finfo(x.dtype).min).max(1), 0)
+            # The gradient of max compares x with it; XLA may round the two differently when it fuses them.
+            first = jnp.where(wide, x, jnp.finfo(x.dtype).min).argmax(1, keepdims=True)
+            return jnp.where(some, jnp.take_along_axis(x, first, 1)[:, 0], 0)
         return jnp.where(wide, x, 0).sum(1) / jnp.maximum(wide.sum(1), 1).astype(x.dtype)
 
 

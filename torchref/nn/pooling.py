@@ -31,8 +31,8 @@ class Pooling(Module):
             return torch.einsum("bt,btd->bd", scores.softmax(-1), x)
         wide, some = valid[..., None], valid.any(1)[:, None]
         if self.strategy == "max":
-            # amax shares the gradient among ties, as jax.numpy does.
-            return x.masked_fill(~wide, torch.finfo(x.dtype).min).amax(1).masked_fill(~some, 0)
+            first = x.masked_fill(~wide, torch.finfo(x.dtype).min).argmax(1, keepdim=True)
+            return x.gather(1, first)[:, 0].masked_fill(~some, 0)
         return x.masked_fill(~wide, 0).sum(1) / wide.sum(1).clamp(min=1).to(x.dtype)
 
 

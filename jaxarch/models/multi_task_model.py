@@ -1,0 +1,95 @@
+"""One encoder under heads for classification, regression and tagging (guide A).
+
+Vaswani et al. 2017, arXiv:1706.03762; Shaw et al. 2018, arXiv:1803.02155.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxarch import nn
+from jaxarch.errors import UsageError, unknown
+
+TASK_TYPES = ("classification", "regression", "sequence")
+TASK_KEYS = ("num_classes", "type")
+
+
+class MultiTaskModel(nn.Module):
+    """ids (B, T), task_name -> that task's output; without a name {task: output} of one encoding.
+
+    mask (B, T) is True where a token is real. "classification" (the default) and "regression" give (B,
+    num_classes) from the mean of the real tokens, "sequence" (B, T, num_classes). `task_configs` is {name:
+    {"num_classes", "type"}}; regression has one class if it names none.
+
+    Raises:
+        UsageError: unknown names, a task without classes.
+        DataError: as `nn.TextEncoder`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 512,
+        n_layers: int = 6,
+        n_heads: int = 8,
+        d_ff: int = 2048,
+        max_len: int = 5000,
+        dropout: float = 0.1,
+        activation: str | nn.Function = "gelu",
+        use_relative_pos: bool = True,
+        *,
+        task_configs: Mapping[str, Mapping[str, Any]],
+        rngs: nnx.Rngs,
+    ):
+        rows = {task: read_task(task, settings) for task, settings in task_configs.items()}
+        if not rows:
+            raise UsageError("task_configs is empty: give at least one task")
+        self.tasks, self.types = tuple(rows), tuple(kind for kind, _ in rows.values())
+        self.encoder = nn.TextEncoder(
+            vocab_size,
+            d_model,
+            n_layers,
+            n_heads,
+            d_ff,
+            max_len,
+            dropout,
+            activation,
+            use_relative_pos,
+            rngs=rngs,
+        )
+        self.pooling = nn.Pooling("mean", d_model, rngs=rngs)
+        self.dropout = nn.Dropout(dropout, rngs=rngs)
+        self.heads: Any = nn.ModuleDict(
+            {task: nn.Linear(d_model, count, rngs=rngs) for task, (_, count) in rows.items()}
+        )
+        for task in self.tasks:
+            nn.initialized(self.heads[task], "xavier", rngs=rngs)
+
+    def __call__(
+        self, input_ids: Int[Array, "b t"], task_name: str | None = None, mask: Array | None = None
+    ) -> Array | dict[str, Array]:
+        if task_name is not None and task_name not in self.tasks:
+            raise unknown("task", task_name, self.tasks)
+        x = self.encoder(input_ids, mask)
+        if task_name is not None:
+            return self._head(task_name, x, mask)
+        return {task: self._head(task, x, mask) for task in self.tasks}
+
+    def _head(self, task: str, x: Float[Array, "b t d"], mask: Array | None) -> Array:
+        kind = self.types[self.tasks.index(task)]
+        return self.heads[task](self.dropout(x if kind == "sequence" else self.pooling(x, mask)))
+
+
+def read_task(task: str, settings: Mapping[str, Any]) -> tuple[str, int]:
+    """The type and the number of classes of a task."""
+    for key in settings:
+        if key not in TASK_KEYS:
+            raise unknown(f"key of task {task}", key, TASK_KEYS)
+    kind = settings.get("type", "classification")
+    if kind not in TASK_TYPES:
+        raise unknown(f"type of task {task}", kind, TASK_TYPES)
+    if kind != "regression" and "num_classes" not in settings:
+        raise UsageError(f"task {task} lacks num_classes")
+    return kind, settings.get("num_classes", 1)
