@@ -1,0 +1,55 @@
+"""Transformer encoder, then convolutions of several widths over its states (guide A).
+
+Vaswani et al. 2017, arXiv:1706.03762; Kim 2014, arXiv:1408.5882.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from torchref import nn
+
+
+class TransformerCNN(nn.Module):
+    """ids (B, T), mask (B, T) True where a token is real -> logits (B, num_classes).
+
+    Each layer of the CNN runs every kernel size side by side, with ReLU and dropout, `cnn_hidden_dims`
+    channels each, joined. Then the maximum over the real tokens. Padding is zero before
+    every convolution, so it never matters. Relative positions, as in CustomTransformer. Errors:
+    `nn.TextEncoder`; a CNN without layers or kernels is a ValueError.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 512,
+        n_layers: int = 6,
+        n_heads: int = 8,
+        d_ff: int = 2048,
+        cnn_hidden_dims: tuple[int, ...] = (128, 256),
+        cnn_kernel_sizes: tuple[int, ...] = (3, 4, 5),
+        num_classes: int = 2,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        if not cnn_hidden_dims or not cnn_kernel_sizes:
+            raise ValueError("cnn_hidden_dims and cnn_kernel_sizes need at least one number each")
+        self.encoder = nn.TextEncoder(vocab_size, d_model, n_layers, n_heads, d_ff, dropout=dropout)
+        self.convs: Any = nn.ModuleList()
+        width = d_model
+        for channels in cnn_hidden_dims:
+            self.convs.append(
+                nn.ParallelConv1d(width, channels, cnn_kernel_sizes, dropout=dropout, batch_norm=False)
+            )
+            width = self.convs[-1].out_channels
+        self.pooling = nn.Pooling("max", width)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.encoder(input_ids, mask)
+        real = nn.valid_steps(input_ids, mask)[..., None]
+        for layer in self.convs:
+            x = x.masked_fill(~real, 0).transpose(1, 2)
+            x = layer(x).transpose(1, 2)
+        return self.classifier(self.dropout(self.pooling(x, mask)))
