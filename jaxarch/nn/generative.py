@@ -154,9 +154,9 @@ def normalize(x: Float[Array, " n"], eps: float) -> Float[Array, " n"]:
     return x / jnp.maximum(jnp.linalg.norm(x), eps)
 
 
-def upsample_nearest(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b u v c"]:
-    """Each pixel four times, cut to (height, width): (B, H, W, C) -> (B, height, width, C), at most 2H, 2W."""
-    return x.repeat(2, 1).repeat(2, 2)[:, :height, :width]
+def upsample_nearest(x: Float[Array, "b h w c"], like: Float[Array, "b u v d"]) -> Float[Array, "b u v c"]:
+    """Each pixel four times, cut to the size of `like`, which is at most twice that of x."""
+    return x.repeat(2, 1).repeat(2, 2)[:, : like.shape[1], : like.shape[2]]
 
 
 def join_channels(*images: Float[Array, "b h w _"]) -> Float[Array, "b h w c"]:

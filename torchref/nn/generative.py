@@ -89,9 +89,9 @@ class PixelAttention(Module):
         return x + y.transpose(1, 2).reshape(b, c, h, w)
 
 
-def upsample_nearest(x: Tensor, height: int, width: int) -> Tensor:
-    """Each pixel four times, cut to (height, width): (B, C, H, W) -> (B, C, height, width), at most 2H, 2W."""
-    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :height, :width]
+def upsample_nearest(x: Tensor, like: Tensor) -> Tensor:
+    """Each pixel four times, cut to the size of `like`, which is at most twice that of x."""
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, : like.shape[2], : like.shape[3]]
 
 
 def join_channels(*images: Tensor) -> Tensor:
