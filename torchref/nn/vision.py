@@ -51,7 +51,7 @@ def conv_norm_activation(
     return Sequential(*layers)
 
 
-def make_divisible(value: float, divisor: int = 8) -> int:
+def make_divisible(value: float | int, divisor: int = 8) -> int:
     """The multiple of the divisor nearest to a number of channels, never under nine tenths of it."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
