@@ -9,8 +9,10 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxarch import nn, state
+from jaxarch import catalog, nn, state
 from jaxarch.convert import load_state_dict, to_state_dict
+from jaxarch.convert.command import convert
+from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.optimizer import (
     Hyper,
     check_groups,
@@ -21,8 +23,8 @@ from jaxarch.convert.optimizer import (
     torch_rows,
 )
 from jaxarch.convert.state_dict import as_numpy, as_tensor
-from jaxarch.errors import ConversionError
-from jaxarch.train import losses, optim
+from jaxarch.errors import ConversionError, UsageError
+from jaxarch.train import fit, loop, losses, optim
 from torchref import losses as torch_losses
 from torchref import train as torch_train
 
@@ -199,3 +201,54 @@ def test_what_does_not_fit_is_refused():
     refused("weight_decay of up.weight is 0.01", check_groups, ROWS, params, other, groups)
     refused("decoupled_weight_decay", check_groups, ROWS, params, KINDS["adam"]._replace(kind="adamw"), groups)
     refused("no torch state_dict", to_optimizer_state_dict, ROWS, params, adam_state, Hyper("lion"))
+
+
+def test_the_command_carries_a_run(tmp_path):
+    """jaxarch to step 4, torch to step 8, jaxarch to step 12: the curve of a run that never left jaxarch."""
+    run = {"variant": "small", "progress": False}
+    ours, theirs, back = tmp_path / "ours", tmp_path / "theirs", tmp_path / "back"
+    begun = fit("mlp", out=ours, stop_at=4, **run).run
+    assert "adamw at step 4" in convert(str(ours), str(theirs))
+    whole = [row["loss"] for row in fit("mlp", out=ours, resume=True, stop_at=12, **run).history]
+
+    model = catalog.create_model("mlp", "small", package="torchref").double()
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in read_tensors(theirs / "model.safetensors").items()})
+    recipe, schedule = begun.recipe, loop.schedule_of(begun.recipe)
+    batches = [begun.source.batch(recipe.seed, i, recipe.batch_size) for i in range(4, 8)]
+    found, optimizer = torch_train.train_steps(
+        model,
+        [{k: torch.from_numpy(v) for k, v in b.items()} for b in batches],
+        lambda m, b: torch_losses.cross_entropy(m(b["x"].double()), b["label"].long()),
+        learning_rate=lambda i: float(schedule(i)),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optimizer_state=torch.load(theirs / "optimizer.pt", weights_only=True),
+        start_step=4,
+    )
+    np.testing.assert_allclose(found, whole[4:8], rtol=1e-10)
+
+    later = tmp_path / "later"
+    write_tensors(later / "model.safetensors", {k: as_numpy(v) for k, v in model.state_dict().items()})
+    torch.save(optimizer.state_dict(), later / "optimizer.pt")
+    assert "adamw at step 8" in convert(str(later), str(back), model="mlp", variant="small")
+    assert "adamw at step 8" in convert(str(back), str(tmp_path / "again"))
+    again = torch.load(tmp_path / "again" / "optimizer.pt", weights_only=True)
+    jax.tree.map(np.testing.assert_array_equal, plain(again), plain(optimizer.state_dict()))
+    weights = read_tensors(tmp_path / "again" / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, weights, read_tensors(later / "model.safetensors"))
+    end = fit("mlp", out=back, resume=True, stop_at=12, **run)
+    np.testing.assert_allclose([row["loss"] for row in end.history], whole[8:], rtol=1e-10)
+
+    with pytest.raises(UsageError, match="--model"):
+        convert(str(later), str(tmp_path / "x"))
+    with pytest.raises(ConversionError, match="exists"):
+        convert(str(later), str(back), model="mlp", variant="small")
+    with pytest.raises(ConversionError, match="exists"):
+        convert(str(ours), str(back))
+    single = {k: v.astype(np.float32) for k, v in read_tensors(later / "model.safetensors").items()}
+    write_tensors(later / "model.safetensors", single)
+    with pytest.raises(ConversionError, match="is float32, training keeps float64"):
+        convert(str(later), str(tmp_path / "x"), model="mlp", variant="small")
+    (later / "optimizer.pt").write_bytes(b"no")
+    with pytest.raises(ConversionError, match="damaged"):
+        convert(str(later), str(tmp_path / "x"), model="mlp", variant="small")

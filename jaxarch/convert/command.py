@@ -9,6 +9,7 @@ from flax import nnx
 from jaxarch import catalog, state
 from jaxarch.convert.files import TORCH_SUFFIXES, read_tensors, write_tensors
 from jaxarch.convert.layout import layout
+from jaxarch.convert.run import from_torch_run, is_torch_run, is_training, to_torch_run
 from jaxarch.convert.state_dict import from_torch, to_torch
 from jaxarch.errors import ConversionError, UsageError
 
@@ -19,8 +20,10 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
     """Convert weights between weight files (safetensors, torch) and checkpoint folders (orbax); strictly.
 
     Args:
-        source: a weight file, or the folder of a run or of a checkpoint.
-        target: a weight file, or a folder that does not exist yet.
+        source: a weight file, the folder of a run or of a checkpoint, or a folder with torch's model.safetensors
+            and optimizer.pt.
+        target: a weight file, or a folder that does not exist yet. A run goes into a folder with its optimizer,
+            as torch's two files, and back into one that training resumes.
         model, variant: the architecture; a folder that says it itself needs neither.
 
     Returns:
@@ -36,6 +39,8 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
     origin, goal = Path(source), Path(target)
     overrides: dict = {}
     from_folder = origin.suffix not in SUFFIXES
+    if from_folder and is_torch_run(origin):
+        return from_torch_run(origin, goal, model, variant)
     if from_folder and not origin.exists():
         raise ConversionError(f"{origin}: no such file or folder; files end in {', '.join(SUFFIXES)}")
     restored = checkpoint.load(origin) if from_folder else None
@@ -44,6 +49,8 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
         if model not in (None, said["name"]) or variant not in (None, said["variant"]):
             raise UsageError(f"{origin} holds {said['name']} {said['variant']}: leave out --model and --variant")
         model, variant, overrides = said["name"], said["variant"], said["overrides"]
+        if is_training(restored) and goal.suffix not in SUFFIXES:
+            return to_torch_run(restored, goal)
     if model is None:
         raise UsageError(f"{origin} does not say what it holds: give --model NAME and --variant V")
     variant = variant or catalog.default_variant(model)
