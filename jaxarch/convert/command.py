@@ -10,6 +10,7 @@ from jaxarch import catalog, state
 from jaxarch.convert.files import TORCH_SUFFIXES, read_tensors, write_tensors
 from jaxarch.convert.hub import PREFIX, HubFolder, read_hub, write_hub
 from jaxarch.convert.layout import layout
+from jaxarch.convert.run import from_torch_run, is_torch_run, is_training, to_torch_run
 from jaxarch.convert.state_dict import from_torch, to_torch
 from jaxarch.errors import ConversionError, UsageError
 
@@ -20,8 +21,10 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
     """Convert weights between files (safetensors, torch), checkpoints (orbax) and hub folders; strictly.
 
     Args:
-        source: a weight file, the folder of a run or of a checkpoint, or `hf:` and a folder of the hub.
-        target: a weight file, or a folder that does not exist yet, with `hf:` before it one of the hub.
+        source: a weight file, the folder of a run or of a checkpoint, a folder with torch's model.safetensors
+            and optimizer.pt, or `hf:` and a folder of the hub.
+        target: a weight file, or a folder that does not exist yet, with `hf:` before it one of the hub. A run goes
+            into a folder with its optimizer, as torch's two files, and back into one that training resumes.
         model, variant: the architecture; a folder that says it itself needs neither.
 
     Returns:
@@ -43,6 +46,8 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
         hub = read_hub(source.removeprefix(PREFIX), model)
         model, variant, overrides = hub.name, next(iter(catalog.page(hub.name).variants)), hub.arguments
     from_folder = hub is None and origin.suffix not in SUFFIXES
+    if from_folder and is_torch_run(origin):
+        return from_torch_run(origin, goal, model, variant)
     if from_folder and not origin.exists():
         raise ConversionError(f"{origin}: no such file or folder; files end in {', '.join(SUFFIXES)}")
     restored = checkpoint.load(origin) if from_folder else None
@@ -53,6 +58,8 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
                 f"{origin} holds {said['name']} {said['variant']}: leave out --model and --variant"
             )
         model, variant, overrides = said["name"], said["variant"], said["overrides"]
+        if is_training(restored) and goal.suffix not in SUFFIXES and not target.startswith(PREFIX):
+            return to_torch_run(restored, goal)
     if model is None:
         raise UsageError(f"{origin} does not say what it holds: give --model NAME and --variant V")
     variant = variant or catalog.default_variant(model)
