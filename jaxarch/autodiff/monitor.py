@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +36,8 @@ class AutogradMonitor:
     Args:
         model: names the paths and says along which axis a weight's output units lie.
         activations: glob of the module paths whose output is watched; "" for none.
+        every: zeros and histograms, which read every entry again, are taken at each `every`-th step and are -1
+            at the others. The step is an argument of `watch` and `measure`; without it they are taken.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class AutogradMonitor:
         model: nnx.Module,
         *,
         activations: str = "*",
+        every: int = 10,
         bins: int = 0,
         low: float = -12.0,
         high: float = 4.0,
@@ -50,11 +53,11 @@ class AutogradMonitor:
         self.units = {
             row.path: 0 if row.perm is None else row.perm.index(0) for row in layout(model) if row.trainable
         }
-        self.activations = activations
+        self.activations, self.every = activations, every
         self.edges = [float(e) for e in 10 ** np.linspace(low, high, bins + 1)[1:-1]] if bins else None
 
     @contextlib.contextmanager
-    def watch(self, model: nnx.Module) -> Iterator[dict[str, Array]]:
+    def watch(self, model: nnx.Module, step: Any = None) -> Iterator[dict[str, Array]]:
         """Fills the dictionary with each module's fraction of zero outputs, the mean over its calls.
 
         Every operation carries its module's path as a name scope: it shows in traces and error reports. Calls
@@ -70,7 +73,8 @@ class AutogradMonitor:
             inner = jax.extend.core.get_opaque_trace_state(convention="nnx") != here
             if inner or not is_float(output) or not fnmatch.fnmatchcase(path, self.activations):
                 return output
-            zeros, n = fraction(jax.lax.stop_gradient(output) == 0), calls.get(path, 0)
+            fixed = jax.lax.stop_gradient(output)
+            zeros, n = self._due(step, lambda: fraction(fixed == 0)), calls.get(path, 0)
             seen[path] = (seen[path] * n + zeros) / (n + 1) if n else zeros
             calls[path] = n + 1
             return output
@@ -78,7 +82,7 @@ class AutogradMonitor:
         with observe(model, hook):
             yield seen
 
-    def measure(self, params: Flat, gradients: Flat, updates: Flat) -> Measures:
+    def measure(self, params: Flat, gradients: Flat, updates: Flat, step: Any = None) -> Measures:
         """The measures of one step but for `zero_activations`; all three are by path, `params` before the step."""
         grad_norm, update_norm, weight_norm = (norms(x) for x in (gradients, updates, params))
         measures: Measures = {
@@ -88,9 +92,18 @@ class AutogradMonitor:
             "ratio": {k: u / jnp.maximum(weight_norm[k], TINY) for k, u in update_norm.items()},
             "dead_rows": {k: dead_rows(g, self.units[k]) for k, g in gradients.items() if g.ndim > 1},
         }
-        if self.edges is not None:
-            measures["histogram"] = {k: histogram(g, self.edges) for k, g in gradients.items()}
+        if (edges := self.edges) is not None:
+            measures["histogram"] = self._due(
+                step, lambda: {k: histogram(g, edges) for k, g in gradients.items()}
+            )
         return measures
+
+    def _due(self, step: Any, take: Callable[[], Any]) -> Any:
+        if step is None or self.every == 1:
+            return take()
+        shapes = jax.eval_shape(take)
+        skip = lambda: jax.tree.map(lambda x: jnp.full(x.shape, -1, x.dtype), shapes)  # noqa: E731
+        return jax.lax.cond(step % self.every == 0, take, skip)
 
     def table(self, measures: Measures, measure: str = "grad_norm") -> str:
         """The measures of one step as text, a line for each path, the largest `measure` first."""

@@ -109,11 +109,11 @@ def make_train_step(
 
     optimizers = by_update(task, optimizers)
 
-    def part_of(update, own, params, rest, batch):
+    def part_of(update, own, params, rest, batch, at):
         def loss_of(own):
             whole = {**params, **own}
             model = state.merge(graph, half(whole) if mixed_precision else whole, rest)
-            with monitor.watch(model) if monitor else contextlib.nullcontext({}) as seen:
+            with monitor.watch(model, at) if monitor else contextlib.nullcontext({}) as seen:
                 loss = update.loss(model, half(batch) if mixed_precision else batch)
             loss, extra = loss if isinstance(loss, tuple) else (loss, {})
             if monitor:
@@ -123,17 +123,17 @@ def make_train_step(
         (loss, (extra, rest)), gradients = jax.value_and_grad(loss_of, has_aux=True)(own)
         return {"loss": loss, **extra}, gradients, rest
 
-    def gradients_of(update, own, params, rest, batch):
+    def gradients_of(update, own, params, rest, batch, at):
         if accumulate == 1:
-            return part_of(update, own, params, rest, batch)
+            return part_of(update, own, params, rest, batch, at)
         # Part i holds rows i, i + k, ...: each device gives some of its rows to every part.
         parts = {k: v.reshape(-1, accumulate, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
         first = {k: v[0] for k, v in parts.items()}
-        told, gradients, rest = part_of(update, own, params, rest, first)
+        told, gradients, rest = part_of(update, own, params, rest, first, at)
 
         def add(carry, part):
             told, gradients, rest = carry
-            more, extra, rest = part_of(update, own, params, rest, part)
+            more, extra, rest = part_of(update, own, params, rest, part, at)
             return (*jax.tree.map(jnp.add, (told, gradients), (more, extra)), rest), None
 
         others = {k: v[1:] for k, v in parts.items()}
@@ -152,10 +152,10 @@ def make_train_step(
                     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), before.step), draws)
                     drawn, draws = task.draw(key, batch), draws + 1
                 own = trained(params, update)
-                told, gradients, rest = gradients_of(update, own, params, rest, drawn)
+                told, gradients, rest = gradients_of(update, own, params, rest, drawn, before.step)
                 changes, opt_state[name] = optimizers[name].update(gradients, opt_state[name], own)
                 if monitor:
-                    told["monitor"] |= monitor.measure(own, gradients, changes)
+                    told["monitor"] |= monitor.measure(own, gradients, changes, before.step)
                 params = {**params, **optax.apply_updates(own, changes)}
                 told["grad_norm"] = optax.tree.norm(gradients)
             alone = len(task.updates) == 1

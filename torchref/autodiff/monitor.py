@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,17 +30,26 @@ class AutogradMonitor:
     Args:
         model: names the paths.
         activations: glob of the module paths whose output is watched; "" for none.
+        every: zeros and histograms, which read every entry again, are taken at each `every`-th step and are -1
+            at the others. The step is an argument of `watch` and `measure`; without it they are taken.
     """
 
     def __init__(
-        self, model: Module, *, activations: str = "*", bins: int = 0, low: float = -12.0, high: float = 4.0
+        self,
+        model: Module,
+        *,
+        activations: str = "*",
+        every: int = 10,
+        bins: int = 0,
+        low: float = -12.0,
+        high: float = 4.0,
     ):
         self.units = {name: 0 for name, _ in model.named_parameters()}
-        self.activations = activations
+        self.activations, self.every = activations, every
         self.edges = [float(e) for e in 10 ** np.linspace(low, high, bins + 1)[1:-1]] if bins else None
 
     @contextlib.contextmanager
-    def watch(self, model: Module) -> Iterator[dict[str, Tensor]]:
+    def watch(self, model: Module, step: int | None = None) -> Iterator[dict[str, Tensor]]:
         """Fills the dictionary with each module's fraction of zero outputs, the mean over its calls."""
         seen: dict[str, Tensor] = {}
         calls: dict[str, int] = {}
@@ -49,7 +58,7 @@ class AutogradMonitor:
             def hook(module, arguments, output):
                 if not is_float(output) or not fnmatch.fnmatchcase(path, self.activations):
                     return
-                zeros, n = (output.detach() == 0).double().mean(), calls.get(path, 0)
+                zeros, n = self._due(step, lambda: (output.detach() == 0).double().mean()), calls.get(path, 0)
                 seen[path] = (seen[path] * n + zeros) / (n + 1) if n else zeros
                 calls[path] = n + 1
 
@@ -62,7 +71,7 @@ class AutogradMonitor:
             for handle in handles:
                 handle.remove()
 
-    def measure(self, params: Flat, gradients: Flat, updates: Flat) -> Measures:
+    def measure(self, params: Flat, gradients: Flat, updates: Flat, step: int | None = None) -> Measures:
         """The measures of one step but for `zero_activations`; all three are by path, `params` before the step."""
         grad_norm, update_norm, weight_norm = (norms(x) for x in (gradients, updates, params))
         measures: Measures = {
@@ -72,17 +81,22 @@ class AutogradMonitor:
             "ratio": {k: u / weight_norm[k].clamp(min=TINY) for k, u in update_norm.items()},
             "dead_rows": {k: dead_rows(g, self.units[k]) for k, g in gradients.items() if g.ndim > 1},
         }
-        if self.edges is not None:
-            measures["histogram"] = {k: histogram(g, self.edges) for k, g in gradients.items()}
+        if (edges := self.edges) is not None:
+            measures["histogram"] = {
+                k: self._due(step, lambda g=g: histogram(g, edges)) for k, g in gradients.items()
+            }
         return measures
 
-    def step(self, model: Module, optimizer: torch.optim.Optimizer) -> Measures:
+    def _due(self, step: int | None, take: Callable[[], Tensor]) -> Tensor:
+        return take() if step is None or step % self.every == 0 else torch.full_like(take(), -1)
+
+    def step(self, model: Module, optimizer: torch.optim.Optimizer, step: int | None = None) -> Measures:
         """Take the optimizer's step and measure it: gradients as they stand, updates as they turn out."""
         named = dict(model.named_parameters())
         before = {k: p.detach().clone() for k, p in named.items()}
         gradients = {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in named.items()}
         optimizer.step()
-        return self.measure(before, gradients, {k: p.detach() - before[k] for k, p in named.items()})
+        return self.measure(before, gradients, {k: p.detach() - before[k] for k, p in named.items()}, step)
 
     def table(self, measures: Measures, measure: str = "grad_norm") -> str:
         """The measures of one step as text, a line for each path, the largest `measure` first."""
