@@ -48,7 +48,7 @@ class MBConv(nn.Module):
         hidden = nn.make_divisible(in_channels * expand_ratio)
         norm = (norm_eps, norm_momentum)
         self.use_res_connect = stride == 1 and in_channels == out_channels
-        layers: list[nn.Module] = []
+        layers: list[nn.Module | nn.Sequential] = []
         if hidden != in_channels:
             layers.append(nn.conv_norm_activation(in_channels, hidden, 1, 1, 1, activation, *norm, rngs=rngs))
         layers.append(
@@ -91,7 +91,7 @@ class EfficientNet(nn.Module):
         norm = (norm_eps, norm_momentum)
         counts = [math.ceil(row[5] * depth_mult) for row in inverted_residual_setting]
         stem = nn.make_divisible(inverted_residual_setting[0][3] * width_mult)
-        layers: list[nn.Module] = [
+        layers: list[nn.Module | nn.Sequential] = [
             nn.conv_norm_activation(input_channels, stem, 3, 2, 1, activation, *norm, rngs=rngs)
         ]
         channels, done = stem, 0
@@ -102,7 +102,7 @@ class EfficientNet(nn.Module):
                 nn.make_divisible(start * width_mult),
                 nn.make_divisible(end * width_mult),
             )
-            stage: list[nn.Module] = []
+            stage: list[nn.Module | nn.Sequential] = []
             for i in range(count):
                 stage.append(
                     MBConv(

@@ -30,7 +30,7 @@ class InvertedResidual(nn.Module):
     ):
         hidden = in_channels * expand_ratio
         self.use_res_connect = stride == 1 and in_channels == out_channels
-        layers: list[nn.Module] = []
+        layers: list[nn.Module | nn.Sequential] = []
         if expand_ratio != 1:
             layers.append(nn.conv_norm_activation(in_channels, hidden, 1, activation="relu6", rngs=rngs))
         layers.append(nn.conv_norm_activation(hidden, hidden, 3, stride, hidden, "relu6", rngs=rngs))
@@ -61,7 +61,7 @@ class MobileNetV2(nn.Module):
     ):
         channels = nn.make_divisible(32 * width_mult, round_nearest)
         last = nn.make_divisible(1280 * max(1.0, width_mult), round_nearest)
-        layers: list[nn.Module] = [
+        layers: list[nn.Module | nn.Sequential] = [
             nn.conv_norm_activation(input_channels, channels, 3, 2, 1, "relu6", rngs=rngs)
         ]
         for expand_ratio, width, blocks, stride in inverted_residual_setting:
