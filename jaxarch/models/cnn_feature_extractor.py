@@ -34,7 +34,7 @@ class CNNFeatureExtractor(nn.Module):
         if pool_type not in POOLS:
             raise unknown("pool_type", pool_type, POOLS)
         self.pool_type = pool_type
-        self.layers = nn.ModuleList()
+        self.layers: nn.ModuleList = nn.ModuleList()
         width = input_dim
         for hidden_dim in hidden_dims:
             layer = nn.ParallelConv1d(width, hidden_dim, kernel_sizes, activation, dropout, rngs=rngs)

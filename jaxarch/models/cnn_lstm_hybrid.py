@@ -33,7 +33,7 @@ class CNNLSTMHybrid(nn.Module):
         rngs: nnx.Rngs,
     ):
         self.embedding = nn.Embedding(vocab_size, embed_dim, rngs=rngs)
-        self.layers = nn.ModuleList()
+        self.layers: nn.ModuleList = nn.ModuleList()
         width = embed_dim
         for hidden_dim in hidden_dims:
             layer = nn.ParallelConv1d(

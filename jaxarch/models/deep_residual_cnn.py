@@ -25,7 +25,7 @@ class DeepResidualCNN(nn.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.stages = nn.ModuleList()
+        self.stages: nn.ModuleList = nn.ModuleList()
         width = input_dim
         for i, hidden_dim in enumerate(hidden_dims):
             entry = nn.Conv1DBlock(

@@ -117,8 +117,12 @@ class NeuralODE(nn.Module):
             raise UsageError("method 'dopri5' needs the package diffrax: pip install diffrax") from None
         # The weights are an argument of the equation: the adjoint integrates their gradient too.
         graph, weights = nnx.split(self.field)
+
+        def slope(t, y, weights):
+            return nnx.merge(graph, weights)(t, y)
+
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, weights: nnx.merge(graph, weights)(t, y)),
+            diffrax.ODETerm(slope),
             diffrax.Dopri5(),
             times[0],
             times[-1],
