@@ -55,4 +55,4 @@ def valid_steps(x: Array, mask: Array | None) -> Bool[Array, "b t"]:
         return jnp.ones(x.shape[:2], bool)
     if mask.shape != x.shape[:2]:
         raise DataError(f"a mask of shape {tuple(mask.shape)} does not fit, it must be {tuple(x.shape[:2])}")
-    return mask != 0
+    return mask if mask.dtype == bool else mask != 0
