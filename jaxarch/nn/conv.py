@@ -72,6 +72,11 @@ class _Conv(Module):
 
     def _convolve(self, x: Array) -> Array:
         check_channels(x, self.in_channels)
+        for n, k, d, pads in zip(x.shape[1:], self.kernel_size, self.dilation, self.padding, strict=False):
+            if n + sum(pads) < d * (k - 1) + 1:
+                raise DataError(
+                    f"an axis of {n} padded to {n + sum(pads)} is smaller than the kernel's {d * (k - 1) + 1}"
+                )
         y = jax.lax.conv_general_dilated(
             x,
             self.weight[...],
@@ -92,7 +97,7 @@ class Conv1d(_Conv):
 
     Raises:
         UsageError: groups that do not divide the channels, an unknown padding.
-        DataError: in the call, another number of channels.
+        DataError: in the call, another number of channels, or a padded input smaller than the kernel.
     """
 
     rank = 1

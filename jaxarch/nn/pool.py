@@ -245,7 +245,9 @@ class Flatten(Module):
     """(B, ...) -> (B, N) in torch's order: channels first."""
 
     def __call__(self, x: Float[Array, "b ..."]) -> Float[Array, "b n"]:
-        return (jnp.moveaxis(x, -1, 1) if x.ndim > 2 else x).reshape(x.shape[0], -1)
+        # Of pooled maps only the channels are left, and nothing need move.
+        flat = math.prod(x.shape[1:-1]) == 1
+        return (x if flat else jnp.moveaxis(x, -1, 1)).reshape(x.shape[0], -1)
 
 
 def first_max(x: Array, axis: int) -> Array:
