@@ -285,6 +285,22 @@ def test_loss_scaling_is_grad_scalers(script):
         scaler.loss_scaling(rule, backoff_factor=1.0)
 
 
+def test_dtypes_stay_as_they_are():
+    """A state keeps its dtypes whatever the parameters', schedules included: else jit and donation would fail."""
+    cycled = {"betas": (schedules.one_cycle_momentum(20), 0.9)}
+    cases = [*((kind, {}) for kind in optim.OPTIMIZERS), ("adam", cycled), ("sgd", {"momentum": 0.9, "dampening": 0.1})]
+    schedule = optim.create_schedule("cosine", 0.1, 2, 9)
+    for kind, options in cases:
+        rule = optim.create_optimizer(kind, learning_rate=schedule, max_grad_norm=1.0, **options)
+        for dtype in (jnp.bfloat16, jnp.float32):
+            params = {"w": jax.ShapeDtypeStruct((3, 2), dtype)}
+            before = jax.eval_shape(rule.init, params)
+            updates, after = jax.eval_shape(rule.update, params, before, params)
+            assert updates["w"].dtype == dtype, kind
+            forms = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (before, after)]
+            assert forms[0] == forms[1], kind
+
+
 def test_what_is_refused():
     def refused(match, kind="sgd", **options):
         with pytest.raises(UsageError, match=match):

@@ -389,8 +389,12 @@ def _scheduled(make: Callable[[Mapping[str, Any]], Rule], options: Mapping[str, 
         return ScheduledState(count, make(now(count)).init(params))
 
     def update(updates, state, params=None):
-        updates, inner = make(now(state.count)).update(updates, state.inner, params)
-        return updates, ScheduledState(state.count + 1, inner)
+        steps, inner = make(now(state.count)).update(updates, state.inner, params)
+        # A number from a schedule has a dtype, and would lend it to parameters of fewer bits.
+        steps, inner = jax.tree.map(
+            lambda new, old: new.astype(old.dtype), (steps, inner), (updates, state.inner)
+        )
+        return steps, ScheduledState(state.count + 1, inner)
 
     return Rule(init, update)
 

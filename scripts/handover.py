@@ -1,0 +1,89 @@
+"""Hand a run over in mid-schedule, torch to jaxarch and jaxarch to torch, and draw the three curves.
+
+    python scripts/handover.py --out docs/handover.svg
+
+Everything goes through `jaxarch convert` and its files, in float64; the largest difference is printed.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+
+from jaxarch import catalog, state
+from jaxarch.convert.command import convert
+from jaxarch.convert.files import read_tensors, write_tensors
+from jaxarch.convert.layout import layout
+from jaxarch.convert.state_dict import as_numpy, as_tensor, to_torch
+from jaxarch.html import curves
+from jaxarch.train import fit, loop
+from torchref.losses import cross_entropy
+from torchref.train import train_steps
+
+MODEL, VARIANT = "mlp", "small"
+
+
+def in_torch(run: loop.Run, folder: Path | None, start: int, end: int, out: Path | None = None) -> list[float]:
+    """The losses of torch's steps from a folder, or from the run's own beginning, written to another folder."""
+    model = catalog.create_model(MODEL, VARIANT, package="torchref").double()
+    if folder is None:
+        begun = run.init()
+        weights = to_torch(layout(state.merge(run.graph, begun.params, begun.rest)), {**begun.params, **begun.rest})
+    else:
+        weights = read_tensors(folder / "model.safetensors")
+    model.load_state_dict({k: as_tensor(v) for k, v in weights.items()})
+    recipe, schedule = run.recipe, loop.schedule_of(run.recipe)
+    batches = [run.source.batch(recipe.seed, i, recipe.batch_size) for i in range(start, end)]
+    losses, optimizer = train_steps(
+        model,
+        [{k: torch.from_numpy(v) for k, v in b.items()} for b in batches],
+        lambda m, b: cross_entropy(m(b["x"].double()), b["label"].long()),
+        learning_rate=lambda i: float(schedule(i)),
+        optimizer=recipe.optimizer,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optimizer_state=torch.load(folder / "optimizer.pt", weights_only=True) if folder else None,
+        start_step=start,
+    )
+    if out is not None:
+        write_tensors(out / "model.safetensors", {k: as_numpy(v) for k, v in model.state_dict().items()})
+        torch.save(optimizer.state_dict(), out / "optimizer.pt")
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/handover.svg"), metavar="SVG")
+    parser.add_argument("--steps", type=int, default=160, metavar="N")
+    args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    end, middle = args.steps, args.steps // 2
+    options = {"variant": VARIANT, "progress": False}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        run = fit(MODEL, out=work / "ours", stop_at=middle, **options).run
+        print(convert(str(work / "ours"), str(work / "to_torch")))
+        ours = [row["loss"] for row in fit(MODEL, out=work / "ours", resume=True, stop_at=end, **options).history]
+        to_torch_curve = ours[:middle] + in_torch(run, work / "to_torch", middle, end)
+        begun = in_torch(run, None, 0, middle, work / "theirs")
+        print(convert(str(work / "theirs"), str(work / "to_jaxarch"), model=MODEL, variant=VARIANT))
+        later = fit(MODEL, out=work / "to_jaxarch", resume=True, stop_at=end, **options).history
+        to_jaxarch_curve = begun + [row["loss"] for row in later]
+    steps = list(range(1, end + 1))
+    lines = {
+        "jaxarch alone": (steps, ours),
+        f"jaxarch to step {middle}, then torch": (steps, to_torch_curve),
+        f"torch to step {middle}, then jaxarch": (steps, to_jaxarch_curve),
+    }
+    for label, (_, losses) in lines.items():
+        error = np.max(np.abs(np.array(losses) / np.array(ours) - 1))
+        print(f"{label}: last loss {losses[-1]:.12f}, largest relative difference {error:.1e}")
+    args.out.write_text(curves(lines, xlabel="step", ylabel="loss"))
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
