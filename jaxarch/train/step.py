@@ -113,7 +113,8 @@ def make_train_step(
         def loss_of(own):
             whole = {**params, **own}
             model = state.merge(graph, half(whole) if mixed_precision else whole, rest)
-            with monitor.watch(model, at) if monitor else contextlib.nullcontext({}) as seen:
+            watching: Any = monitor.watch(model, at) if monitor else contextlib.nullcontext()
+            with watching as seen:
                 loss = update.loss(model, half(batch) if mixed_precision else batch)
             loss, extra = loss if isinstance(loss, tuple) else (loss, {})
             if monitor:

@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class AutogradMonitor:
             def hook(module, arguments, output):
                 if not is_float(output) or not fnmatch.fnmatchcase(path, self.activations):
                     return
-                zeros, n = self._due(step, lambda: (output.detach() == 0).double().mean()), calls.get(path, 0)
+                zeros, n = self._due(step, (output.detach() == 0).double().mean()), calls.get(path, 0)
                 seen[path] = (seen[path] * n + zeros) / (n + 1) if n else zeros
                 calls[path] = n + 1
 
@@ -82,13 +82,12 @@ class AutogradMonitor:
             "dead_rows": {k: dead_rows(g, self.units[k]) for k, g in gradients.items() if g.ndim > 1},
         }
         if (edges := self.edges) is not None:
-            measures["histogram"] = {
-                k: self._due(step, lambda g=g: histogram(g, edges)) for k, g in gradients.items()
-            }
+            counts = {k: histogram(g, edges) for k, g in gradients.items()}
+            measures["histogram"] = {k: self._due(step, v) for k, v in counts.items()}
         return measures
 
-    def _due(self, step: int | None, take: Callable[[], Tensor]) -> Tensor:
-        return take() if step is None or step % self.every == 0 else torch.full_like(take(), -1)
+    def _due(self, step: int | None, taken: Tensor) -> Tensor:
+        return taken if step is None or step % self.every == 0 else torch.full_like(taken, -1)
 
     def step(self, model: Module, optimizer: torch.optim.Optimizer, step: int | None = None) -> Measures:
         """Take the optimizer's step and measure it: gradients as they stand, updates as they turn out."""
