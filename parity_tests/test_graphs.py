@@ -22,9 +22,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its import uses what torch deprecates
     from torch_geometric import nn as pyg
 
-# Directed and undirected edges, two self loops at node 2 and one at 6, parallel edges 0 -> 1; nodes 5 and 7
-# are alone, 5 not even with a self loop.
-EDGES = np.array([[0, 0, 1, 2, 2, 2, 3, 4, 1, 3, 0, 6, 4], [1, 1, 0, 2, 2, 3, 2, 1, 4, 0, 3, 6, 4]], np.int64)
+# Directed and undirected edges, two self loops at node 2, parallel edges 0 -> 1; no edge enters node 7, node 5
+# is alone.
+EDGES = np.array(
+    [[0, 0, 1, 2, 2, 2, 3, 4, 1, 3, 0, 6, 4, 7], [1, 1, 0, 2, 2, 3, 2, 1, 4, 0, 3, 6, 4, 0]], np.int64
+)
 NODES, COUNT, RELATIONS = 8, EDGES.shape[1], 3
 ALONE = np.zeros((2, 0), np.int64)
 
@@ -170,7 +172,7 @@ def test_sorted_edges_are_the_same_graph():
 
 
 def test_pools_are_pygs():
-    batch, size = np.array([0, 0, 0, 2, 2, 3, 3, 3]), 5  # graphs 1 and 4 are empty
+    batch, size = np.array([0, 0, 0, 2, 3, 3, 3, 3]), 5  # graphs 1 and 4 are empty, 2 has one node
     # Ties for the maximum. Where it is 0 PyG splits the gradient with the 0 it starts from.
     x, at_zero = np.round(X) + 0.5, np.round(X)
     names = ("global_add_pool", "global_mean_pool", "global_max_pool")
