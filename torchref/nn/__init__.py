@@ -41,6 +41,12 @@ from torchref.nn.attention import (
 from torchref.nn.bert import BertConfig, BertModel
 from torchref.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from torchref.nn.blocks1d import Conv1DBlock, ParallelConv1d, ResidualBlock1d
+from torchref.nn.efficient_attention import (
+    LinformerAttention,
+    PerformerAttention,
+    ReformerAttention,
+    chunked_attention,
+)
 from torchref.nn.generative import (
     LeakyReLU,
     PixelAttention,

@@ -1,0 +1,338 @@
+"""Attention for long sequences: chunked (exact), Performer, Linformer, Reformer.
+
+Shapes: b batch, h heads, q and k positions, d head size, m features, r hash rounds, n chunks, w a chunk's
+width. Masks: True = attend. Hidden keys and excluded ones: see `torchref.nn.attention`. The three layers have
+no T^2 weights to drop: their dropout acts on the result.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import Dropout, Linear, Module
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from torchref.nn.attention import expand_mask, hide
+from torchref.nn.position import check_length
+
+# A shared query and key is most like itself: Reformer looks there only if there is nowhere else.
+ITSELF = -1e5
+
+
+def chunked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, chunk_size: int = 128, causal: bool = False
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, exactly, with memory T chunk_size (Rabe and Staats 2021, arXiv:2112.05682).
+
+    Keys come chunk by chunk under an online softmax; the backward pass computes the scores again. The mask is
+    (B, Tk), (B, Tq, Tk) or of 4 axes. With `causal` the queries are the last Tq of the Tk positions. A
+    chunk_size below 1 and a mask that does not fit are ValueErrors.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    t, s = q.shape[2], k.shape[2]
+    mask = expand_mask(mask, (*q.shape[:3], s))
+    q_at = torch.arange(t, device=q.device) + (s - t)
+
+    def rows(q: Tensor, q_at: Tensor, mask: Tensor | None) -> Tensor:
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        top = torch.full((*q.shape[:3], 1), torch.finfo(dtype).min, dtype=dtype, device=q.device)
+        total, y = torch.zeros_like(top), torch.zeros(*q.shape[:3], v.shape[-1], dtype=dtype, device=q.device)
+        for j in range(0, s, chunk_size):
+            cut = slice(j, j + chunk_size)
+            scores = torch.einsum("bhqd,bhkd->bhqk", q, k[:, :, cut]).to(dtype) / math.sqrt(q.shape[-1])
+            at = torch.arange(j, min(j + chunk_size, s), device=q.device)
+            seen = at <= q_at[:, None] if causal else None
+            part = None if mask is None else mask[..., cut] if mask.shape[-1] > 1 else mask
+            scores = hide(scores, part, seen)
+            higher = torch.maximum(top, scores.amax(-1, keepdim=True).detach())
+            weights = torch.exp(scores - higher)
+            shrink = torch.exp(top - higher)
+            total = total * shrink + weights.sum(-1, keepdim=True)
+            y = y * shrink + torch.einsum("bhqk,bhkd->bhqd", weights, v[:, :, cut].to(dtype))
+            top = higher
+        return (y / total).to(q.dtype)
+
+    parts = []
+    for i in range(0, t, chunk_size):
+        cut = slice(i, i + chunk_size)
+        part = None if mask is None else mask[:, :, cut] if mask.shape[2] > 1 else mask
+        parts.append(checkpoint(rows, q[:, :, cut], q_at[cut], part, use_reentrant=False))
+    return torch.cat(parts, 2)
+
+
+class PerformerAttention(Module):
+    """FAVOR+ (Choromanski et al. 2021, arXiv:2009.14794): softmax attention by random features, cost T.
+
+    query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D). Positive orthogonal features, exp(w x - |x|^2 /
+    2), of `n_features` directions w that all heads share: the buffer `projection` (n_features, head_dim). The
+    mask is (B, Tk); a row with every key hidden gives zero. With `causal` Tq must be Tk. Heads that do not
+    divide the width and masks per query are ValueErrors.
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int, dropout: float = 0.1, n_features: int = 256, causal: bool = False
+    ):
+        super().__init__()
+        self.n_heads, self.head_dim, self.causal = n_heads, check_heads(d_model, n_heads), causal
+        self.w_q = Linear(d_model, d_model)
+        self.w_k = Linear(d_model, d_model)
+        self.w_v = Linear(d_model, d_model)
+        self.w_o = Linear(d_model, d_model)
+        self.dropout = Dropout(dropout)
+        self.register_buffer("projection", orthogonal_features(n_features, self.head_dim))
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        key = query if key is None else key
+        value = key if value is None else value
+        q, k, v = (
+            split_heads(layer(x), self.n_heads)
+            for layer, x in ((self.w_q, query), (self.w_k, key), (self.w_v, value))
+        )
+        y = favor_attention(q, k, v, self.projection, key_mask(mask, k), self.causal)
+        return self.dropout(self.w_o(join_heads(y)))
+
+
+def favor_attention(
+    q: Tensor, k: Tensor, v: Tensor, projection: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """An estimate of softmax(q k^T / sqrt(d)) v from random features; `mask` (B, Tk)."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    w = projection.to(dtype)
+    pq, pk = (log_features(x.to(dtype), w) for x in (q, k))
+    if mask is not None:
+        pk = pk.masked_fill(~mask[:, None, :, None], -torch.inf)
+    # Constants per query, and one for all keys, cancel: they only keep exp in range.
+    pq = torch.exp(pq - pq.detach().amax(-1, keepdim=True))
+    pk = torch.exp(pk - pk.detach().amax((2, 3), keepdim=True).clamp(min=torch.finfo(dtype).min))
+    v = v.to(dtype)
+    if causal:
+        if q.shape[2] != k.shape[2]:
+            raise ValueError(f"causal attention of {q.shape[2]} queries needs as many keys, not {k.shape[2]}")
+        y, total = causal_sums(pq, pk, v)
+    else:
+        y = torch.einsum("bhqm,bhmd->bhqd", pq, torch.einsum("bhkm,bhkd->bhmd", pk, v))
+        total = torch.einsum("bhqm,bhm->bhq", pq, pk.sum(2))[..., None]
+    # Where every key is hidden both sums are zero.
+    return (y / total.masked_fill(total <= 0, 1)).to(q.dtype)
+
+
+def log_features(x: Tensor, w: Tensor) -> Tensor:
+    """Logarithms of the positive features of x / d^(1/4)."""
+    x = x / x.shape[-1] ** 0.25
+    return torch.einsum("bhtd,md->bhtm", x, w) - 0.5 * (x**2).sum(-1, keepdim=True)
+
+
+def causal_sums(pq: Tensor, pk: Tensor, v: Tensor, width: int = 64) -> tuple[Tensor, Tensor]:
+    """Sums over the keys up to each query, of weights times values and of weights; chunk by chunk."""
+    state = torch.zeros(*pk.shape[:2], pk.shape[-1], v.shape[-1], dtype=v.dtype, device=v.device)
+    count = torch.zeros(*pk.shape[:2], pk.shape[-1], dtype=v.dtype, device=v.device)
+    ys, totals = [], []
+    for i in range(0, pq.shape[2], width):
+        q, k, x = (a[:, :, i : i + width] for a in (pq, pk, v))
+        near = torch.einsum("bhqm,bhkm->bhqk", q, k).tril()
+        ys.append(near @ x + torch.einsum("bhqm,bhmd->bhqd", q, state))
+        totals.append(near.sum(-1) + torch.einsum("bhqm,bhm->bhq", q, count))
+        state = state + torch.einsum("bhkm,bhkd->bhmd", k, x)
+        count = count + k.sum(2)
+    return torch.cat(ys, 2), torch.cat(totals, 2)[..., None]
+
+
+def orthogonal_features(n_features: int, dim: int) -> Tensor:
+    """Gaussian directions (n_features, dim), orthogonal in blocks of dim, with independent lengths."""
+    if n_features < 1:
+        raise ValueError(f"n_features must be at least 1, not {n_features}")
+    blocks, r = torch.linalg.qr(torch.randn(-(-n_features // dim), dim, dim))
+    # Without the signs the directions would not be uniform, and the estimate biased (Mezzadri 2007).
+    blocks = blocks * r.diagonal(dim1=1, dim2=2).sign()[:, None]
+    lengths = torch.randn(n_features, dim).norm(dim=-1, keepdim=True)
+    return blocks.transpose(1, 2).reshape(-1, dim)[:n_features] * lengths
+
+
+class LinformerAttention(Module):
+    """Keys and values of T positions projected to `proj_len` (Wang et al. 2020, arXiv:2006.04768), cost T.
+
+    query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D). All heads share the projections `proj_k` and
+    `proj_v`; shorter sequences use their first Tk columns. The mask is (B, Tk); a row with every key hidden
+    gives the bias of `w_o`. Heads that do not divide the width, masks per query and Tk beyond `max_len` are
+    ValueErrors.
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int, dropout: float = 0.1, proj_len: int = 256, max_len: int = 5000
+    ):
+        super().__init__()
+        self.n_heads, self.head_dim, self.max_len = n_heads, check_heads(d_model, n_heads), max_len
+        self.w_q = Linear(d_model, d_model)
+        self.w_k = Linear(d_model, d_model)
+        self.w_v = Linear(d_model, d_model)
+        self.w_o = Linear(d_model, d_model)
+        self.proj_k = Linear(max_len, proj_len, bias=False)
+        self.proj_v = Linear(max_len, proj_len, bias=False)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        key = query if key is None else key
+        value = key if value is None else value
+        check_length(key.shape[1], self.max_len)
+        q, k, v = (
+            split_heads(layer(x), self.n_heads)
+            for layer, x in ((self.w_q, query), (self.w_k, key), (self.w_v, value))
+        )
+        mask = key_mask(mask, k)
+        if mask is not None:
+            k, v = (x.masked_fill(~mask[:, None, :, None], 0) for x in (k, v))
+        k = torch.einsum("bhkd,pk->bhpd", k, self.proj_k.weight[:, : k.shape[2]])
+        v = torch.einsum("bhkd,pk->bhpd", v, self.proj_v.weight[:, : v.shape[2]])
+        scores = torch.einsum("bhqd,bhpd->bhqp", q, k) / math.sqrt(self.head_dim)
+        weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
+        return self.dropout(self.w_o(join_heads(torch.einsum("bhqp,bhpd->bhqd", weights, v))))
+
+
+class ReformerAttention(Module):
+    """Self-attention within hash buckets, query and key shared (Kitaev et al. 2020, arXiv:2001.04451).
+
+    x (B, T, D), mask (B, T) -> (B, T, D). Each of `n_hashes` rounds sorts the positions by bucket, cuts them
+    into chunks of `bucket_size`, and lets a position see its own chunk and the one before; the result is
+    softmax attention over all it saw in any round, itself only if there is nothing else. Cost T log T. The
+    buffer `rotations` (head_dim, n_hashes, buckets / 2) serves lengths up to `max_len`. Heads that do not
+    divide the width, masks per query and T beyond `max_len` are ValueErrors.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        dropout: float = 0.1,
+        bucket_size: int = 64,
+        n_hashes: int = 4,
+        max_len: int = 5000,
+        causal: bool = False,
+    ):
+        super().__init__()
+        if bucket_size < 1 or n_hashes < 1:
+            raise ValueError(f"bucket_size and n_hashes must be at least 1, not {bucket_size}, {n_hashes}")
+        self.n_heads, self.head_dim, self.max_len = n_heads, check_heads(d_model, n_heads), max_len
+        self.bucket_size, self.causal = bucket_size, causal
+        self.w_qk = Linear(d_model, d_model)
+        self.w_v = Linear(d_model, d_model)
+        self.w_o = Linear(d_model, d_model)
+        self.dropout = Dropout(dropout)
+        half = half_of_buckets(max_len, bucket_size)
+        self.register_buffer("rotations", torch.randn(self.head_dim, n_hashes, half))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        check_length(x.shape[1], self.max_len)
+        q, v = split_heads(self.w_qk(x), self.n_heads), split_heads(self.w_v(x), self.n_heads)
+        half = half_of_buckets(x.shape[1], self.bucket_size)
+        y = lsh_attention(q, v, self.rotations[..., :half], self.bucket_size, key_mask(mask, q), self.causal)
+        return self.dropout(self.w_o(join_heads(y)))
+
+
+def lsh_attention(
+    q: Tensor, v: Tensor, rotations: Tensor, width: int, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """`ReformerAttention` between the projections: q, v (B, H, T, d) -> (B, H, T, d)."""
+    t, spare = q.shape[2], -q.shape[2] % width
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    real = torch.ones(len(q), t, dtype=torch.bool, device=q.device) if mask is None else mask
+    buckets = hash_buckets(q.detach().to(dtype), rotations.to(dtype))
+    # Hidden positions go last, those that fill the last chunk behind them.
+    last = 2 * rotations.shape[-1]
+    buckets = torch.where(real[:, None, None], buckets, last)
+    buckets = F.pad(buckets, (0, spare), value=last + 1)
+    place = torch.arange(t + spare, device=q.device)
+    order = (buckets * (t + spare) + place).argsort(-1)
+    rank = order.argsort(-1)
+    chunk = rank // width
+    keys = F.normalize(q.to(dtype), dim=-1)
+    q, keys, v = (F.pad(x, (0, 0, 0, spare))[:, :, None] for x in (q, keys, v))
+    qs, ks, vs = (
+        torch.take_along_dim(x, order[..., None], 3).unflatten(3, (-1, width)) for x in (q, keys, v)
+    )
+    at = order.unflatten(3, (-1, width))
+    ks, vs, k_at = with_previous(ks), with_previous(vs), with_previous(at)
+    scores = torch.einsum("bhrnqd,bhrnkd->bhrnqk", qs.to(dtype), ks) / math.sqrt(q.shape[-1])
+    i, j = at[..., None], k_at[..., None, :]
+    times = seen_times(chunk, at, k_at)
+    scores = torch.where(i == j, ITSELF, scores) - torch.log(times.clamp(min=1).to(dtype))
+    shown = torch.take_along_dim(F.pad(real, (0, spare))[:, None, None], k_at.flatten(3), 3)
+    # Before the first chunk there is none, and what fills the last one is no position.
+    first = torch.arange(at.shape[3], device=q.device)[:, None, None] == 0
+    seen = ~(first & (torch.arange(2 * width, device=q.device) < width)) & (j < t)
+    seen = seen & (j <= i) if causal else seen
+    scores = hide(scores, shown.unflatten(3, (-1, 2 * width))[..., None, :], seen)
+    mass = scores.logsumexp(-1, keepdim=True)
+    y = torch.einsum("bhrnqk,bhrnkd->bhrnqd", torch.exp(scores - mass), vs.to(dtype))
+    y = torch.take_along_dim(y.flatten(3, 4), rank[..., None], 3)
+    mass = torch.take_along_dim(mass.flatten(3, 4), rank[..., None], 3)
+    return (mass.softmax(2) * y).sum(2)[:, :, :t].to(q.dtype)
+
+
+def hash_buckets(x: Tensor, rotations: Tensor) -> Tensor:
+    """The bucket (B, H, R, T) of every position in every round: the nearest of the directions +-rotations."""
+    turned = torch.einsum("bhtd,drm->bhrtm", x, rotations)
+    return torch.cat((turned, -turned), -1).argmax(-1)
+
+
+def seen_times(chunk: Tensor, at: Tensor, k_at: Tensor) -> Tensor:
+    """In how many rounds a query sees a key, for the pairs (B, H, R, n, w, 2 w) of every round."""
+    times: Tensor | int = 0
+    for other in range(chunk.shape[2]):
+        of = chunk[:, :, other, None]
+        mine = torch.take_along_dim(of, at.flatten(3), 3).reshape(at.shape)[..., None]
+        theirs = torch.take_along_dim(of, k_at.flatten(3), 3).reshape(k_at.shape)[..., None, :]
+        times = times + ((mine == theirs) | (mine == theirs + 1)).long()
+    assert isinstance(times, Tensor)
+    return times
+
+
+def with_previous(x: Tensor) -> Tensor:
+    """Every chunk (axis 3) behind the one before it, joined along axis 4; the first behind the last."""
+    return torch.cat((x.roll(1, 3), x), 4)
+
+
+def half_of_buckets(length: int, bucket_size: int) -> int:
+    """Half the number of buckets for a length: buckets come in opposite pairs."""
+    return max(1, -(-length // (2 * bucket_size)))
+
+
+def check_heads(d_model: int, n_heads: int) -> int:
+    """The size of a head; heads that do not divide the width are a ValueError."""
+    if d_model % n_heads:
+        raise ValueError(f"n_heads {n_heads} does not divide d_model {d_model}")
+    return d_model // n_heads
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """(B, T, D) as (B, H, T, d)."""
+    return x.reshape(*x.shape[:2], n_heads, -1).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, H, T, d) as (B, T, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def key_mask(mask: Tensor | None, k: Tensor) -> Tensor | None:
+    """A mask (B, Tk) as booleans; any other is a ValueError."""
+    if mask is None:
+        return None
+    if mask.shape != (k.shape[0], k.shape[2]):
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(len(k), k.shape[2])}"
+        )
+    return mask != 0
