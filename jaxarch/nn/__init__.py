@@ -88,6 +88,16 @@ from jaxarch.nn.position import (
 from jaxarch.nn.quantize import Quantized, VectorQuantizer
 from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
+from jaxarch.nn.style import (
+    ConstantMap,
+    EqualizedConv2d,
+    EqualizedLinear,
+    MinibatchStd,
+    ModulatedConv2d,
+    blur_downsample,
+    blur_upsample,
+    normalize_second_moment,
+)
 from jaxarch.nn.text_encoder import CustomModelConfig, TextEncoder
 from jaxarch.nn.transformer import TransformerBlock
 from jaxarch.nn.vision import (

@@ -97,6 +97,16 @@ from torchref.nn.position import (
 from torchref.nn.quantize import Quantized, VectorQuantizer
 from torchref.nn.rnn import GRU, LSTM, RNN, length_mask
 from torchref.nn.self_attention import SelfAttention, SelfAttentionBlock
+from torchref.nn.style import (
+    ConstantMap,
+    EqualizedConv2d,
+    EqualizedLinear,
+    MinibatchStd,
+    ModulatedConv2d,
+    blur_downsample,
+    blur_upsample,
+    normalize_second_moment,
+)
 from torchref.nn.text_encoder import CustomModelConfig, TextEncoder
 from torchref.nn.transformer import TransformerBlock
 from torchref.nn.vision import (
