@@ -1,0 +1,35 @@
+"""What training of adversaries needs beside losses: the gradient penalty and feature matching."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def gradient_penalty(
+    critic: Callable[[Array], Array],
+    real: Float[Array, "b *s"],
+    fake: Float[Array, "b *s"],
+    mix: Float[Array, " b"],
+) -> Float[Array, ""]:
+    """WGAN-GP's (norm of the critic's input gradient - 1)^2, on average (Gulrajani et al. 2017, arXiv:1704.00028).
+
+    Taken between real and fake (B, ...), at real + mix (fake - real) with mix (B,) in [0, 1]. Where the gradient
+    is zero its norm has the derivative 0, torch's: such a row counts in the value and moves no weight.
+    """
+    at = real + mix.reshape(-1, *(1,) * (real.ndim - 1)) * (fake - real)
+    gradient = jax.grad(lambda x: critic(x).sum())(jax.lax.stop_gradient(at))
+    return jnp.square(norms(gradient.reshape(len(at), -1)) - 1).mean()
+
+
+def norms(rows: Float[Array, "b n"]) -> Float[Array, " b"]:
+    """The length of each row; at zero the derivative is 0, as in torch, and not NaN."""
+    squares = jnp.square(rows).sum(1)
+    zero = squares == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
+
+
+def feature_matching(real: Float[Array, "b f"], fake: Float[Array, "b f"]) -> Float[Array, ""]:
+    """The squared distance of the mean features (B, F) (Salimans et al. 2016, arXiv:1606.03498, section 3.1)."""
+    return jnp.square(real.mean(0) - fake.mean(0)).sum()

@@ -1,0 +1,23 @@
+"""What training of adversaries needs beside losses: the gradient penalty and feature matching."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """WGAN-GP's (norm of the critic's input gradient - 1)^2, on average (Gulrajani et al. 2017, arXiv:1704.00028).
+
+    Taken between real and fake (B, ...), at real + mix (fake - real) with mix (B,) in [0, 1]. Where the gradient
+    is zero its norm has the derivative 0, torch's: such a row counts in the value and moves no weight.
+    """
+    at = real + mix.view(-1, *(1,) * (real.ndim - 1)) * (fake - real)
+    at = at.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(at).sum(), at, create_graph=True)
+    return (gradient.flatten(1).norm(2, 1) - 1).square().mean()
+
+
+def feature_matching(real: Tensor, fake: Tensor) -> Tensor:
+    """The squared distance of the mean features (B, F) (Salimans et al. 2016, arXiv:1606.03498, section 3.1)."""
+    return (real.mean(0) - fake.mean(0)).square().sum()
