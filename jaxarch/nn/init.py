@@ -91,20 +91,26 @@ def initializer(name: str | Initializer) -> Initializer:
 
 def initialized(layer, name: str | Initializer, *, rngs: nnx.Rngs):
     """The layer with its weight drawn by an initialiser, named or given, and its bias, if any, at zero."""
-    perm = layer.LAYOUT.get("weight")
-    shape = layer.weight.shape if perm is None else tuple(layer.weight.shape[i] for i in _inverse(perm))
-    weight = initializer(name)(rngs.params(), shape)
-    layer.weight[...] = weight if perm is None else weight.transpose(perm)
-    if getattr(layer, "bias", None) is not None:
-        layer.bias[...] = jnp.zeros_like(layer.bias[...])
-    return layer
+    return _drawn(layer, name, rngs.params())
 
 
 def initialize_all(model: nnx.Module, kind: type, name: str | Initializer, *, rngs: nnx.Rngs) -> None:
     """Draw every layer of a kind that a model holds, as `initialized` does."""
-    for _, layer in nnx.iter_modules(model):
-        if isinstance(layer, kind):
-            initialized(layer, name, rngs=rngs)
+    key = rngs.params()
+    layers = [layer for _, layer in nnx.iter_modules(model) if isinstance(layer, kind)]
+    for i, layer in enumerate(layers):
+        _drawn(layer, name, jax.random.fold_in(key, i))
+
+
+def _drawn(layer, name: str | Initializer, key: jax.Array):
+    perm = layer.LAYOUT.get("weight")
+    shape = layer.weight.shape if perm is None else tuple(layer.weight.shape[i] for i in _inverse(perm))
+    weight = initializer(name)(key, shape)
+    # As raw values: under eval_shape every other way of setting one searches all that was traced before.
+    layer.weight.set_raw_value(weight if perm is None else weight.transpose(perm))
+    if getattr(layer, "bias", None) is not None:
+        layer.bias.set_raw_value(jnp.zeros(layer.bias.shape, float_dtype()))
+    return layer
 
 
 def _inverse(perm: tuple[int, ...]) -> list[int]:
