@@ -155,7 +155,7 @@ def standardize(x: Float[Array, "*shape"], axes: tuple[int, ...], eps: float) ->
     return (centred * jax.lax.rsqrt(var + eps)).astype(x.dtype)
 
 
-def affine_of(y: Array, weight: nnx.Param | None, bias: nnx.Param | None) -> Array:
+def affine_of(y: Array, weight: nnx.Variable | None, bias: nnx.Variable | None) -> Array:
     """y * weight + bias, without what the layer does not have."""
     y = y if weight is None else y * weight[...].astype(y.dtype)
     return y if bias is None else y + bias[...].astype(y.dtype)

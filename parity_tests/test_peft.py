@@ -1,0 +1,187 @@
+"""LoRA and P-tuning: torch = jax, merged = unmerged, frozen = untouched, and the peft library's own files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import peft
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+import jaxarch.peft as ours_peft
+import torchref.peft as theirs_peft
+from jaxarch import catalog, state
+from jaxarch.convert import layout, load_state_dict
+from jaxarch.convert.state_dict import to_torch
+from jaxarch.errors import ConversionError, UsageError
+
+BOUND = 1e-10
+CASES = [
+    ("gpt2", "*.c_attn|*.mlp.c_proj"),
+    ("advanced_transformer", "*.w_q|*.w_v"),
+]
+
+
+def error(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300)
+
+
+def weights(model):
+    return state.flat(nnx.state(model, nnx.Not(nnx.RngState)))
+
+
+def twins(name, match):
+    torch.manual_seed(0)
+    theirs = catalog.create_model(name, "tiny", package="torchref").double().eval()
+    ours = catalog.create_model(name, "tiny")
+    load_state_dict(ours, theirs.state_dict())
+    found = ours_peft.apply_lora(ours, match, 3, 6.0, 0.0, rngs=nnx.Rngs(0))
+    assert found == theirs_peft.apply_lora(theirs, match, 3, 6.0, 0.0)
+    assert len(found) == 4
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.3)
+    load_state_dict(ours, theirs.state_dict())
+    ours.eval()
+    return theirs, ours, found
+
+
+@pytest.mark.parametrize(("which", "match"), CASES, ids=[c[0] for c in CASES])
+def test_adapters(which, match, tmp_path):
+    """The same outputs and gradients, only of adapters; merge = unmerged; unmerge is bitwise; files."""
+    theirs, ours, found = twins(which, match)
+    ids = np.random.default_rng(0).integers(0, 40, (2, 6))
+    want = theirs(torch.tensor(ids))["logits"]
+    want.square().mean().backward()
+    graph, params, rest = state.split(ours)
+    names = {f"{p}.{leaf}.weight" for p in found for leaf in ("lora_A", "lora_B")}
+    assert set(params) == names == {k for k, p in theirs.named_parameters() if p.requires_grad}
+    rows = layout(ours)
+    assert {r.torch for r in rows} == set(theirs.state_dict())
+    assert {r.torch for r in rows if r.trainable} == names
+
+    @jax.jit
+    def run(params, rest, ids):
+        def loss(p):
+            logits = state.merge(graph, p, rest)(ids)["logits"]
+            return jnp.square(logits).mean(), logits
+
+        grads, logits = jax.grad(loss, has_aux=True)(params)
+        return logits, grads
+
+    logits, grads = run(params, rest, jnp.asarray(ids))
+    assert error(logits, want.detach()) < BOUND
+    got = to_torch(rows, grads)
+    assert all(error(got[k], p.grad) < BOUND for k, p in theirs.named_parameters() if p.requires_grad)
+    assert optax.adam(0.1).init(params)[0].mu.keys() == names
+
+    before = {k: np.asarray(v) for k, v in weights(ours).items()}
+    for layer in (*ours_peft.lora_layers(ours).values(), *theirs_peft.lora_layers(theirs).values()):
+        layer.merge()
+        assert layer.merged
+    merged = theirs(torch.tensor(ids))["logits"].detach()
+    assert error(merged, want.detach()) < BOUND
+    values = weights(ours)
+    key = f"{found[0]}.base_layer.weight"
+    assert not np.array_equal(values[key], before[key])
+    # The same compiled function on the merged weights, with adapters that add nothing.
+    silent = {k: jnp.zeros_like(v) for k, v in params.items()}
+    assert (
+        error(
+            run(silent, {**rest, **{k: values[k] for k in rest if k in values}}, jnp.asarray(ids))[0],
+            want.detach(),
+        )
+        < BOUND
+    )
+    for layer in (*ours_peft.lora_layers(ours).values(), *theirs_peft.lora_layers(theirs).values()):
+        layer.unmerge()
+    after = weights(ours)
+    assert after.keys() == before.keys()
+    assert all(np.array_equal(after[k], before[k]) for k in before)
+    assert all(torch.equal(v, torch.tensor(to_torch(rows, after)[k])) for k, v in theirs.state_dict().items())
+
+    ours_peft.save_adapter(ours, tmp_path)
+    fresh = catalog.create_model(which, "tiny")
+    assert ours_peft.load_adapter(fresh, tmp_path, rngs=nnx.Rngs(1)) == sorted(found)
+    again = state.split(fresh).params
+    assert again.keys() == params.keys()
+    assert all(np.array_equal(again[k], params[k]) for k in params)
+    ours_peft.remove_lora(fresh)
+    assert {r.torch for r in layout(fresh)} == {
+        r.torch for r in layout(nnx.eval_shape(lambda: catalog.create_model(which, "tiny")))
+    }
+
+
+# peft asks transformers for what that calls deprecated.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_peft_library_reads_and_writes_the_same_files(tmp_path):
+    """An adapter of ours on a transformers model, and one of the library's own on ours."""
+    theirs, ours, found = twins(*CASES[0])
+    config = transformers.GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+    )
+    base = transformers.GPT2LMHeadModel(config).double().eval()
+    held = {k.replace(".base_layer", ""): v for k, v in theirs.state_dict().items() if ".lora_" not in k}
+    base.load_state_dict({**held, "lm_head.weight": held["transformer.wte.weight"]})
+    ids = torch.randint(0, 40, (2, 6))
+    want = theirs(ids)["logits"].detach()
+    assert error(base(ids).logits.detach(), want) > 1e-3
+    ours_peft.save_adapter(ours, tmp_path / "ours")
+    library = peft.PeftModel.from_pretrained(base, tmp_path / "ours", autocast_adapter_dtype=False).eval()
+    assert error(library(ids).logits.detach(), want) < BOUND
+    library.save_pretrained(tmp_path / "library")
+    fresh = catalog.create_model("gpt2", "tiny")
+    assert ours_peft.load_adapter(fresh, tmp_path / "library", rngs=nnx.Rngs(1)) == sorted(found)
+    params = state.split(ours).params
+    assert all(np.array_equal(v, params[k]) for k, v in state.split(fresh).params.items())
+
+    plain = catalog.create_model("gpt2", "tiny")
+    settings = json.loads((tmp_path / "library/adapter_config.json").read_text())
+    for change, says in (
+        ({"use_dora": True}, "use_dora is True, only False"),
+        ({"r": 4}, r"lora_A.weight has shape \(3, 16\), the model needs \(4, 16\)"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+    ):
+        (tmp_path / "library/adapter_config.json").write_text(json.dumps({**settings, **change}))
+        with pytest.raises(ConversionError, match=says):
+            ours_peft.load_adapter(plain, tmp_path / "library", rngs=nnx.Rngs(1))
+    with pytest.raises(UsageError, match="unknown linear layer"):
+        ours_peft.apply_lora(plain, "*.c_atn", rngs=nnx.Rngs(1))
+    with pytest.raises(UsageError, match="the model has adapters"):
+        ours_peft.apply_lora(ours, "*.c_attn", rngs=nnx.Rngs(1))
+    with pytest.raises(UsageError, match="rank must be at least 1"):
+        ours_peft.apply_lora(plain, "*.c_attn", 0, rngs=nnx.Rngs(1))
+
+
+@pytest.mark.parametrize("encoder", ["embedding", "mlp", "lstm"])
+def test_prompts(encoder):
+    theirs = theirs_peft.PTuningLayer(6, 3, 0.0, encoder).double()
+    ours = ours_peft.P_TuningLayer(6, 3, 0.0, encoder, rngs=nnx.Rngs(0))
+    load_state_dict(ours, theirs.state_dict())
+    x, c = np.random.default_rng(0).normal(size=(2, 2, 7, 6))
+    graph, params, rest = state.split(ours)
+
+    @jax.jit
+    def run(params):
+        y, pull = jax.vjp(lambda p: state.merge(graph, p, rest)(jnp.asarray(x[:, :4])), params)
+        return y, pull(jnp.asarray(c))[0]
+
+    y, grads = run(params)
+    want = theirs(torch.tensor(x[:, :4]))
+    want.backward(torch.tensor(c))
+    assert error(y, want.detach()) < BOUND
+    got = to_torch(layout(ours), grads)
+    assert all(error(got[k], p.grad) < BOUND for k, p in theirs.named_parameters())
+    mask, labels = np.array([[1, 1, 0, 0], [1, 0, 0, 0]]), np.arange(8).reshape(2, 4)
+    for name, given, first in (("extend_mask", mask, 1), ("extend_labels", labels, -100)):
+        long = np.asarray(getattr(ours, name)(jnp.asarray(given)))
+        assert np.array_equal(long, getattr(theirs, name)(torch.tensor(given)))
+        assert np.array_equal(long, np.concatenate([np.full((2, 3), first), given], 1))
+    assert ours.extend_mask(jnp.asarray(mask > 0)).dtype == bool
