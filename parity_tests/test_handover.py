@@ -169,6 +169,8 @@ def test_names_come_from_groups_or_from_a_single_group():
         del group["param_names"]
     with pytest.raises(ConversionError, match="named_parameters"):
         from_optimizer_state_dict(ROWS, saved)
+    _, _, saved = torch_run(KINDS["momentum"], start(), BATCHES[:2])
+    assert from_optimizer_state_dict(ROWS, {"optimizer": saved, "step": 2})[1] == 2
     with pytest.raises(ConversionError, match="maximizes"):
         from_optimizer_state_dict(ROWS, torch.optim.SGD(Theirs().named_parameters(), maximize=True).state_dict())
     with pytest.raises(ConversionError, match="lacks state"):

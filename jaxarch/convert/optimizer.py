@@ -223,9 +223,11 @@ def from_optimizer_state_dict(
     Raises:
         ConversionError: it is no optimizer's state, or its parameters have no names.
     """
+    said = {int(state_dict["step"])} if "step" in state_dict else set()
     for wrapper in WRAPPERS:
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
+    said |= {int(state_dict["step"])} if "step" in state_dict else set()
     if not isinstance(state_dict.get("state"), Mapping) or not state_dict.get("param_groups"):
         raise ConversionError("this is no optimizer's state_dict: it lacks state or param_groups")
     groups = [dict(g) for g in state_dict["param_groups"]]
@@ -243,9 +245,7 @@ def from_optimizer_state_dict(
         names[i]: {k: as_numpy(v) for k, v in own.items() if v is not None}
         for i, own in state_dict["state"].items()
     }
-    steps = {int(own["step"]) for own in slots.values() if "step" in own} | (
-        {int(state_dict["step"])} if "step" in state_dict else set()
-    )
+    steps = said | {int(own["step"]) for own in slots.values() if "step" in own}
     if len(steps) > 1:
         raise ConversionError(f"the parameters are at different steps: {sorted(steps)}")
     return slots, steps.pop() if steps else None, groups
