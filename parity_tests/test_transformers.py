@@ -1,0 +1,542 @@
+"""Text transformers and efficient attention: guides' checkpoints, what sees what, exactness, errors."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import jaxarch.nn as nn
+import torchref.nn as tnn
+from jaxarch import catalog, state
+from jaxarch.convert import layout, load_state_dict
+from jaxarch.errors import UsageError
+from jaxarch.generate import translate
+from jaxarch.nn.efficient_attention import favor_attention
+from torchref.generate import translate as torch_translate
+
+BOUND = 1e-10
+REFUSED = (ValueError, IndexError)  # jaxarch's errors are ValueErrors
+
+
+def error(a, b):
+    a, b = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x, np.float64) for x in (a, b))
+    assert a.shape == b.shape
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300)
+
+
+def same_weights(t, j, std=0.4, seed=0):
+    """Both with the same random parameters, in float64 and eval mode; buffers are the torch model's."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in t.double().parameters():
+            p.normal_(std=std, generator=generator)
+    load_state_dict(j, t.state_dict())
+    j.eval()
+    return t.eval(), j
+
+
+@functools.cache
+def layers(cls, *args, std=0.4, **kwargs):
+    kwargs = dict(kwargs)
+    torch.manual_seed(0)
+    return same_weights(
+        getattr(tnn, cls)(*args, **kwargs), getattr(nn, cls)(*args, **kwargs, rngs=nnx.Rngs(1)), std
+    )
+
+
+@functools.cache
+def models(name, variant="tiny", std=0.4, **overrides):
+    torch.manual_seed(0)
+    t = catalog.create_model(name, variant, package="torchref", **overrides)
+    return same_weights(t, catalog.create_model(name, variant, **overrides), std)
+
+
+def compare(t, j, *arrays, call=None):
+    """Outputs and the gradients of parameters and floating inputs, torch = jax. Returns the outputs."""
+    call = call or (lambda model, *arrays: model(*arrays))
+    tensors = [None if a is None else torch.tensor(a) for a in arrays]
+    floats = [i for i, a in enumerate(arrays) if a is not None and a.dtype.kind == "f"]
+    for i in floats:
+        tensors[i].requires_grad_()
+    t.zero_grad()
+    y = call(t, *tensors)
+    c = np.random.default_rng(1).normal(size=tuple(y.shape))
+    (y * torch.tensor(c)).sum().backward()
+    graph, params, rest = state.split(j)
+
+    def run(params, inputs):
+        full = [None if a is None else jnp.asarray(a) for a in arrays]
+        for i, x in zip(floats, inputs, strict=True):
+            full[i] = x
+        out = call(state.merge(graph, params, rest), *full)
+        return (out * c).sum(), out
+
+    grad = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+    (_, out), (dp, dx) = grad(params, [jnp.asarray(arrays[i]) for i in floats])
+    assert error(out, y) < BOUND
+    for i, got in zip(floats, dx, strict=True):
+        assert error(got, tensors[i].grad) < BOUND
+    wanted = dict(t.named_parameters())
+    scale = max(float(p.grad.norm()) for p in wanted.values() if p.grad is not None) if wanted else 1.0
+    for row in layout(j):
+        if row.path in dp:
+            want = wanted[row.torch].grad
+            want = np.zeros(wanted[row.torch].shape) if want is None else want.numpy()
+            want = want if row.perm is None else want.transpose(row.perm)
+            assert np.linalg.norm(np.asarray(dp[row.path]) - want) < BOUND * scale, row.path
+    return np.asarray(out)
+
+
+# The guides' checkpoints
+
+
+LINEAR = "weight bias"
+
+
+def keys(prefix, shapes):
+    return {f"{prefix}{k}": v for k, v in shapes.items()}
+
+
+D_ATTENTION = {
+    f"attention.w_{n}.{leaf}": (16, 16)[: 2 - (leaf == "bias")] for n in "qkvo" for leaf in LINEAR.split()
+}
+D_BLOCK = {
+    **D_ATTENTION,
+    **{f"norm{n}.{leaf}": (16,) for n in (1, 2) for leaf in LINEAR.split()},
+    "ff.0.weight": (32, 16),
+    "ff.0.bias": (32,),
+    "ff.3.weight": (16, 32),
+    "ff.3.bias": (16,),
+}
+D_HALF = {
+    "word_embedding.weight": (50, 16),
+    "positional_encoding.pe": (20, 1, 16),
+    **keys("layers.0.", D_BLOCK),
+}
+E_ATTENTION = {
+    "values.weight": (4, 4),
+    "keys.weight": (4, 4),
+    "queries.weight": (4, 4),
+    "fc_out.weight": (16, 16),
+    "fc_out.bias": (16,),
+}
+GUIDES = {
+    "PositionalEncoding": ((16, 50), {"pe": (50, 1, 16)}),
+    "PositionalEncoding E": ((16, 100, 0.1, "sinusoidal", False, True), {"pe": (1, 100, 16)}),
+    "MultiHeadAttention": ((16, 4), {k.removeprefix("attention."): v for k, v in D_ATTENTION.items()}),
+    "TransformerBlock": ((16, 4, 32), D_BLOCK),
+    "SelfAttention": ((16, 4), E_ATTENTION),
+    "SelfAttentionBlock": (
+        (16, 4, 0.1, 4),
+        {
+            **keys("attention.", E_ATTENTION),
+            **{f"norm{n}.{leaf}": (16,) for n in (1, 2) for leaf in LINEAR.split()},
+            "ff.0.weight": (64, 16),
+            "ff.0.bias": (64,),
+            "ff.2.weight": (16, 64),
+            "ff.2.bias": (16,),
+        },
+    ),
+    "Transformer": (
+        None,
+        {
+            **keys("encoder.", D_HALF),
+            **keys("decoder.", D_HALF),
+            "output_layer.weight": (50, 16),
+            "output_layer.bias": (50,),
+        },
+    ),
+}
+
+
+def guide_transformer(**overrides):
+    sizes = {"vocab_size": 50, "d_model": 16, "n_heads": 4, "n_layers": 1, "d_ff": 32, "max_seq_len": 20}
+    return models("transformer", pad_token_id=0, **{**sizes, "cross_attention": False, **overrides})
+
+
+@pytest.mark.parametrize("which", GUIDES)
+def test_guides_state_dicts_load_strictly(which):
+    args, shapes = GUIDES[which]
+    t, j = guide_transformer() if args is None else layers(which.split()[0], *args)
+    assert {k: tuple(v.shape) for k, v in t.state_dict().items()} == shapes
+    given = {k: torch.randn(s, dtype=torch.float64) for k, s in shapes.items()}
+    load_state_dict(nnx.clone(j), given)
+    with pytest.raises(ValueError, match="extra"):
+        load_state_dict(nnx.clone(j), {**given, "extra": torch.zeros(1)})
+
+
+def d_block(x, sd, hidden):
+    """Guide D's block by its formulas; `hidden` (B, 1, Tq, Tk) scores -1e9."""
+
+    def linear(x, name):
+        return x @ sd[f"{name}.weight"].T + sd[f"{name}.bias"]
+
+    def norm(x, name):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], sd[f"{name}.weight"], sd[f"{name}.bias"])
+
+    q, k, v = (linear(x, f"attention.w_{n}").unflatten(-1, (4, 4)).transpose(1, 2) for n in "qkv")
+    w = ((q @ k.mT) / 2).masked_fill(hidden, -1e9).softmax(-1)
+    x = norm(x + linear((w @ v).transpose(1, 2).flatten(2), "attention.w_o"), "norm1")
+    return norm(x + linear(linear(x, "ff.0").relu(), "ff.3"), "norm2")
+
+
+def test_guide_d_transformer_computes_what_the_guide_says():
+    t, j = guide_transformer()
+    rng = np.random.default_rng(0)
+    src, tgt = rng.integers(1, 50, (3, 7)), rng.integers(1, 50, (3, 6))
+    src[0, 4:] = src[1, 6:] = tgt[2, 3:] = 0
+    sd = {k.removeprefix("decoder."): v for k, v in t.state_dict().items()}
+    ids = torch.tensor(tgt)
+    x = sd["word_embedding.weight"][ids] + sd["positional_encoding.pe"][:6, 0]
+    hidden = (ids == 0)[:, None, None] | torch.ones(6, 6, dtype=torch.bool).triu(1)
+    x = d_block(x, {k.removeprefix("layers.0."): v for k, v in sd.items()}, hidden)
+    want = x @ sd["output_layer.weight"].T + sd["output_layer.bias"]
+    assert error(t(torch.tensor(src), ids), want) < BOUND
+    assert error(j(jnp.asarray(src), jnp.asarray(tgt)), want) < BOUND
+
+
+def test_guide_e_attention_and_block():
+    rng = np.random.default_rng(0)
+    value, key, query = (rng.normal(size=(2, n, 16)) for n in (5, 5, 3))
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 1, 1]], bool)
+    t, j = layers("SelfAttention", 16, 4)
+    got = compare(t, j, value, key, query, mask)
+    sd = {k: v.numpy() for k, v in t.state_dict().items()}
+    v, k, q = (
+        x.reshape(2, -1, 4, 4) @ sd[f"{n}.weight"].T
+        for x, n in ((value, "values"), (key, "keys"), (query, "queries"))
+    )
+    e = np.where(mask[:, None, None], np.einsum("bqhd,bkhd->bhqk", q, k), -1e20) / math.sqrt(16)
+    w = np.exp(e - e.max(-1, keepdims=True))
+    w /= w.sum(-1, keepdims=True)
+    want = np.einsum("bhqk,bkhd->bqhd", w, v).reshape(2, 3, 16) @ sd["fc_out.weight"].T + sd["fc_out.bias"]
+    assert error(got, want) < BOUND
+    block = layers("SelfAttentionBlock", 16, 4)
+    compare(*block, value, key, query, mask)
+    # A row with every key hidden is the mean of all values.
+    blind = j(*map(jnp.asarray, (value, key, query)), jnp.zeros((2, 5), bool))
+    mean = v.mean(1).reshape(2, 1, 16) @ sd["fc_out.weight"].T + sd["fc_out.bias"]
+    assert error(blind, np.broadcast_to(mean, (2, 3, 16))) < BOUND
+
+
+# What sees what
+
+
+SRC, TGT = np.array([[5, 6, 7, 0, 8, 0]]), np.array([[9, 10, 11, 12]])
+
+
+def reach(j):
+    """|d logits at t / d embedding| for the tables of encoder and decoder, and for the encoder's output."""
+    c = jnp.asarray(np.random.default_rng(0).normal(size=j.config.vocab_size))
+    graph, params, rest = state.split(j)
+    names = ("encoder.word_embedding.weight", "decoder.word_embedding.weight")
+
+    def logits(tables):
+        model = state.merge(graph, {**params, **dict(zip(names, tables, strict=True))}, rest)
+        return model(jnp.asarray(SRC), jnp.asarray(TGT))[0] @ c
+
+    def late(memory):
+        model = state.merge(graph, params, rest)
+        x = model.decoder(jnp.asarray(TGT), memory, None, jnp.asarray(SRC != 0))
+        return model.output_layer(x)[0] @ c
+
+    memory, _ = j.encode(jnp.asarray(SRC))
+    a, b = jax.jacrev(logits)([params[n] for n in names])
+    return tuple(np.linalg.norm(np.asarray(x), axis=-1) for x in (a, b, jax.jacrev(late)(memory)[:, 0]))
+
+
+def check_reach(j):
+    source, target, memory = reach(j)
+    real = SRC[0] != 0
+    assert (source[:, SRC[0][real]] > 1e-8).all()
+    assert (source[:, 0] == 0).all()
+    assert (memory[:, real] > 1e-8).all()
+    assert (memory[:, ~real] == 0).all()
+    seen = target[:, TGT[0]]
+    assert (seen[np.tril_indices(4)] > 1e-8).all()
+    assert (seen[np.triu_indices(4, 1)] == 0).all()
+
+
+def test_decoder_sees_all_of_the_source_and_no_padding_and_no_future():
+    _, j = models("transformer")
+    check_reach(j)
+
+
+@pytest.mark.parametrize("mutant", ["future", "padding", "deaf"])
+def test_reach_mutants_are_caught(mutant, monkeypatch):
+    _, j = models("transformer", cross_attention=mutant != "deaf")
+    j = nnx.clone(j)
+    if mutant == "future":
+        j.decoder.layers[0].attention.causal = False
+    if mutant == "padding":
+        monkeypatch.setattr(type(j), "_real", lambda self, ids: jnp.ones_like(ids, bool))
+    with pytest.raises(AssertionError):
+        check_reach(j)
+
+
+IDS = np.random.default_rng(3).integers(0, 20, (2, 6))
+
+
+TASKS = {
+    "topic": {"num_classes": 3, "loss_weight": 2.0},
+    "tags": {"num_classes": 4, "loss_type": "binary_cross_entropy"},
+    "quality": {"num_classes": 1, "loss_type": "mse"},
+}
+
+
+@pytest.mark.parametrize("package", ["torchref", "jaxarch"])
+@pytest.mark.parametrize(
+    ("which", "task", "text"),
+    [
+        ("custom_multi_task_seo_model", {"loss": "mse"}, r"loss.*loss_type"),
+        ("custom_multi_task_seo_model", {"loss_type": "hinge"}, r"hinge.*mse"),
+        (
+            "custom_multi_task_seo_model",
+            {"pooling_strategy": "cls", "use_attention_pooling": True},
+            "contradicts",
+        ),
+        ("custom_multi_task_seo_model", None, "empty"),
+        ("multi_task_model", {"kind": "regression"}, r"kind.*type"),
+        ("multi_task_model", {"type": "ranking"}, r"ranking.*sequence"),
+        ("multi_task_model", {}, "num_classes"),
+        ("multi_task_model", None, "empty"),
+    ],
+)
+def test_bad_tasks(package, which, task, text):
+    with pytest.raises(ValueError, match=text):
+        catalog.create_model(which, "tiny", package=package, task_configs={} if task is None else {"a": task})
+
+
+# Translation
+
+
+def translator():
+    return models("transformer", vocab_size=5, max_seq_len=8, std=0.9)
+
+
+def test_one_beam_is_greedy():
+    t, j = translator()
+    src = np.random.default_rng(2).integers(0, 5, (6, 6))
+    settings = {"bos_token_id": 1, "eos_token_id": 2}
+    got = np.asarray(translate(j, jnp.asarray(src), 8, **settings))
+    assert np.array_equal(got, torch_translate(t, torch.tensor(src), 8, **settings))
+    for row, found in zip(src, got, strict=True):
+        tokens = [1]
+        while len(tokens) < 9 and tokens[-1] != 2:
+            logits = t(torch.tensor(row)[None], torch.tensor([tokens]))[0, -1].detach()
+            logits[0] = -torch.inf
+            tokens.append(int(logits.argmax()))
+        assert [*tokens[1:], *[0] * (9 - len(tokens))] == found.tolist()
+    some = {"beam_size": 3, "length_penalty": 0.6}
+    wide = translate(j, jnp.asarray(src), 8, **settings, **some)
+    assert np.array_equal(wide, torch_translate(t, torch.tensor(src), 8, **settings, **some))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 9}, r"9.*8"),
+        ({"beam_size": 0}, "beam_size"),
+        ({"beam_size": 2, "length_penalty": -1.0}, "length_penalty"),
+        ({"length_penalty": 1.0}, "no effect"),
+        ({"eos_token_id": 0}, "pad_token_id"),
+    ],
+)
+def test_bad_translations(settings, text):
+    t, j = translator()
+    src = np.ones((2, 3), int)
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "max_new_tokens": 4, **settings}
+    for call, model, array in ((translate, j, jnp.asarray), (torch_translate, t, torch.tensor)):
+        with pytest.raises(ValueError, match=text):
+            call(model, array(src), **settings)
+        with pytest.raises(ValueError, match="empty"):
+            call(model, array(src[:, :0]), 4, bos_token_id=1, eos_token_id=2)
+
+
+# Efficient attention
+
+
+def qkv(t=13, s=13, d=4, scale=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return (*(scale * rng.normal(size=(2, 3, n, d)) for n in (t, s)), rng.normal(size=(2, 3, s, d)))
+
+
+def full(q, k, v, mask=None, seen=None):
+    """softmax(q k^T / sqrt(d)) v by its formula."""
+    s = np.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    s = s if mask is None else np.where(mask, s, -1e9)
+    s = s if seen is None else np.where(seen, s, np.finfo(float).min)
+    w = np.exp(s - s.max(-1, keepdims=True))
+    return np.einsum("bhqk,bhkd->bhqd", w / w.sum(-1, keepdims=True), v)
+
+
+PREFIX = np.arange(13)[None] < np.array([[9], [0]])  # the second row hides every key
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", [None, "keys", "pairs"])
+def test_chunked_is_full(causal, mask):
+    q, k, v = qkv(10 if causal else 13)
+    t = q.shape[2]
+    masks = {None: None, "keys": PREFIX, "pairs": np.random.default_rng(1).random((2, t, 13)) < 0.5}
+    wide = {None: None, "keys": PREFIX[:, None, None], "pairs": masks["pairs"][:, None]}[mask]
+    seen = np.arange(13) <= np.arange(t)[:, None] + 13 - t if causal else None
+    want = full(q, k, v, wide, seen)
+    c = np.random.default_rng(1).normal(size=want.shape)
+    bools = None if masks[mask] is None else jnp.asarray(masks[mask])
+
+    def loss(args, function, **settings):
+        y = function(*args, bools, causal=causal, **settings)
+        return (y * c).sum(), y
+
+    chunked = jax.jit(
+        jax.value_and_grad(functools.partial(loss, function=nn.chunked_attention, chunk_size=4), has_aux=True)
+    )
+    (_, y), grads = chunked((q, k, v))
+    plain, _ = jax.grad(functools.partial(loss, function=nn.attention), has_aux=True)((q, k, v))
+    assert error(y, want) < 1e-14
+    assert all(error(a, b) < 1e-13 for a, b in zip(grads, plain, strict=True))
+    tensors = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
+    bools = None if masks[mask] is None else torch.tensor(masks[mask])
+    theirs = tnn.chunked_attention(*tensors, bools, 4, causal)
+    (theirs * torch.tensor(c)).sum().backward()
+    assert error(theirs, want) < 1e-14
+    assert all(error(a, x.grad) < 1e-13 for a, x in zip(grads, tensors, strict=True))
+    with pytest.raises(UsageError, match="chunk_size"):
+        nn.chunked_attention(*map(jnp.asarray, (q, k, v)), chunk_size=0)
+
+
+def test_performer_converges_to_softmax_attention():
+    """The error falls with more features, plain, masked and causal; a biased estimate would stand still."""
+    q, k, v = (jnp.asarray(x) for x in qkv(scale=0.7))
+    mask = np.arange(13)[None] < np.array([[9], [13]])
+    tril = np.tril(np.ones((13, 13), bool))
+    wants = [full(q, k, v), full(q, k, v, mask[:, None, None]), full(q, k, v, seen=tril)]
+    cases = [(None, False), (jnp.asarray(mask), False), (None, True)]
+    errors = np.zeros((3, 3))
+    for i, m in enumerate((16, 256, 4096)):
+        for seed in range(4):
+            w = nn.PerformerAttention(12, 3, n_features=m, rngs=nnx.Rngs(seed)).projection[...]
+            for c, ((mask_, causal), want) in enumerate(zip(cases, wants, strict=True)):
+                errors[i, c] += error(favor(q, k, v, w, mask_, causal), want) / 4
+    assert (errors[1] < 0.7 * errors[0]).all(), errors
+    assert (errors[2] < 0.5 * errors[1]).all(), errors
+    assert (errors[2] < 0.1).all(), errors
+    for drawn in (w, tnn.PerformerAttention(12, 3, n_features=8).projection):
+        block = np.asarray(drawn[:4], np.float64)
+        gram = block @ block.T
+        assert np.allclose(gram, np.diag(np.diag(gram)), atol=1e-5)
+
+
+favor = jax.jit(favor_attention, static_argnums=5)
+
+
+def test_performer_sums_its_features_causally():
+    """Prefix sums over several chunks = the same estimate on every prefix; later keys have no gradient."""
+    q, k, v = (jnp.asarray(x) for x in qkv(150, 150))
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)))
+    y = favor(q, k, v, w, None, True)
+    for n in (1, 64, 65, 150):
+        assert (
+            error(y[:, :, n - 1], favor(q[:, :, :n], k[:, :, :n], v[:, :, :n], w, None, False)[:, :, -1])
+            < BOUND
+        )
+    late = jax.jit(jax.grad(lambda k, v: favor(q, k, v, w, None, True)[:, :, 70].sum(), argnums=(0, 1)))(k, v)
+    for g in late:
+        assert not np.asarray(g[:, :, 71:]).any()
+        assert np.abs(np.asarray(g[:, :, :71])).min() > 0
+
+
+X = np.random.default_rng(5).normal(size=(2, 13, 12))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_performer_twins(causal):
+    t, j = layers("PerformerAttention", 12, 3, n_features=10, causal=causal)
+    assert error(j.projection[...], t.projection) == 0  # the buffer converts
+    got = compare(t, j, X, None, None, PREFIX)
+    assert np.allclose(got[1], t.w_o.bias.detach().numpy())  # every key hidden: zero
+    if causal:
+        for model, array in ((t, torch.tensor), (j, jnp.asarray)):
+            with pytest.raises(ValueError, match="as many keys"):
+                model(array(X[:, :5]), array(X))
+
+
+def test_linformer():
+    t, j = layers("LinformerAttention", 12, 3, proj_len=5, max_len=16)
+    compare(t, j, X, None, None, PREFIX)
+    # With the identity for projections it is full attention, here of 16 keys.
+    t, j = layers("LinformerAttention", 12, 3, proj_len=16, max_len=16, std=0.5)
+    eye = {"proj_k.weight": torch.eye(16), "proj_v.weight": torch.eye(16)}
+    j = nnx.clone(j)
+    load_state_dict(j, {**t.state_dict(), **eye})
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 12)))
+    heads = [layer(x).reshape(2, 16, 3, 4).transpose(0, 2, 1, 3) for layer in (j.w_q, j.w_k, j.w_v)]
+    want = j.w_o(jnp.asarray(full(*heads)).transpose(0, 2, 1, 3).reshape(2, 16, 12))
+    assert error(j(x), want) < BOUND
+    for model, array in ((t, torch.tensor), (j, jnp.asarray)):
+        with pytest.raises(ValueError, match=r"17.*16"):
+            model(array(np.zeros((1, 17, 12))))
+
+
+def reformer_by_definition(q, v, rotations, width, mask, causal):
+    """Softmax over the union of what each round's chunks show, itself only if alone."""
+    (b, h, t, d), rounds = q.shape, rotations.shape[1]
+    k = q / np.linalg.norm(q, axis=-1, keepdims=True)
+    y = np.zeros_like(v)
+    for i, n in itertools.product(range(b), range(h)):
+        sees = np.zeros((t, t), bool)
+        for r in range(rounds):
+            turned = q[i, n] @ rotations[:, r]
+            bucket = np.concatenate((turned, -turned), -1).argmax(-1)
+            bucket = np.where(mask[i], bucket, 10**6)
+            rank = np.lexsort((np.arange(t), bucket)).argsort()
+            chunk = rank // width
+            sees |= (chunk[:, None] == chunk) | (chunk[:, None] == chunk + 1)
+        s = q[i, n] @ k[i, n].T / math.sqrt(d)
+        s[np.diag_indices(t)] = -1e5
+        s = np.where(mask[i], s, -1e9)
+        sees &= np.tril(np.ones((t, t), bool)) if causal else True
+        s = np.where(sees, s, -np.inf)
+        w = np.exp(s - s.max(-1, keepdims=True))
+        y[i, n] = w / w.sum(-1, keepdims=True) @ v[i, n]
+    return y
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_reformer(causal):
+    t, j = layers("ReformerAttention", 12, 3, bucket_size=3, n_hashes=3, max_len=20, causal=causal)
+    assert error(j.rotations[...], t.rotations) == 0
+    mask = np.arange(13)[None] < np.array([[9], [13]])
+    got = compare(t, j, X, mask)
+    q, v = (
+        np.asarray(layer(jnp.asarray(X))).reshape(2, 13, 3, 4).transpose(0, 2, 1, 3)
+        for layer in (j.w_qk, j.w_v)
+    )
+    y = reformer_by_definition(q, v, np.asarray(j.rotations[...])[..., :3], 3, mask, causal)
+    want = np.asarray(j.w_o(jnp.asarray(y.transpose(0, 2, 1, 3).reshape(2, 13, 12))))
+    assert error(got[mask], want[mask]) < BOUND
+    sparse = reformer_by_definition(q, v, np.asarray(j.rotations[...])[:, :1, :3], 3, mask, causal)
+    assert error(sparse, y) > 1e-3  # the rounds do matter
+    assert np.isfinite(np.asarray(j(jnp.asarray(X), jnp.zeros((2, 13), bool)))).all()
+    # One chunk holds all: full attention but for itself.
+    t, j = layers("ReformerAttention", 12, 3, bucket_size=16, n_hashes=2, max_len=20, causal=causal)
+    q, v = (
+        np.asarray(layer(jnp.asarray(X))).reshape(2, 13, 3, 4).transpose(0, 2, 1, 3)
+        for layer in (j.w_qk, j.w_v)
+    )
+    seen = ~np.eye(13, dtype=bool) & (np.tril(np.ones((13, 13), bool)) if causal else True)
+    seen[0, 0] |= causal
+    y = full(q, q / np.linalg.norm(q, axis=-1, keepdims=True), v, seen=seen)
+    want = j.w_o(jnp.asarray(y.transpose(0, 2, 1, 3).reshape(2, 13, 12)))
+    assert error(j(jnp.asarray(X)), want) < BOUND
+    for model, array in ((t, torch.tensor), (j, jnp.asarray)):
+        with pytest.raises(ValueError, match=r"21.*20"):
+            model(array(np.zeros((1, 21, 12))))
