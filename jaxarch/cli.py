@@ -70,6 +70,10 @@ def build_parser() -> Parser:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--variant", metavar="V", help="default: the one its page trains")
 
+    sub.add_argument("--features", metavar="IMAGE", help="draw the feature maps of a picture instead")
+    sub.add_argument("--weights", metavar="RUN", help="with --features: a trained run; default: random")
+    sub.add_argument("--out", metavar="FILE", help="with --features: the PNG; default: features.png")
+
     sub = command("parity", parity_command, "Prove that the torch and the Flax model are the same.")
     sub.add_argument("names", metavar="NAME", nargs="*")
     sub.add_argument("--family", metavar="F", help=f"one of {', '.join(FAMILIES)}")
@@ -104,6 +108,15 @@ def build_parser() -> Parser:
     sub.add_argument("--top-p", type=float, metavar="P")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
 
+    sub = command("sample", sample_command, "Draw pictures with a trained generative model.")
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that `jaxarch train` wrote")
+    sub.add_argument("--n", type=int, default=64, metavar="N")
+    sub.add_argument("--seed", type=int, default=0, metavar="S")
+    sub.add_argument("--out", default="sheet.png", metavar="FILE", help="default: sheet.png")
+    sub.add_argument("--class", type=int, dest="label", metavar="C", help="default: all in turn")
+    sub.add_argument("--guidance", type=float, metavar="X", help="1: the class as it is; more: more of it")
+    sub.add_argument("--steps", type=int, metavar="N", help="steps of a diffusion model; default: 50")
+
     sub = command("bench", bench_command, "Time training steps against torch, eager and compiled.")
     sub.add_argument("names", metavar="NAME", nargs="+", help="a model, a variant, or lstm, gru, ...")
     sub.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -136,6 +149,16 @@ def show_command(args) -> int:
 
     name, variant = catalog.find(args.name)
     variant = args.variant or variant
+    if args.features:
+        from jaxarch.features import draw_features
+
+        out = args.out or "features.png"
+        maps = draw_features(name, args.features, out, variant=variant, weights=args.weights)
+        print(f"{len(maps)} maps of {name}")
+        print(out)
+        return 0
+    if args.weights or args.out:
+        raise UsageError("--weights and --out have no effect without --features")
     rows = summarize(name, variant)
     table = Table("module", "class", "parameters", "FLOPs", "shapes")
     for r in rows[1:]:
@@ -219,6 +242,29 @@ def generate_command(args) -> int:
         seed=args.seed,
     )
     print(text)
+    return 0
+
+
+def sample_command(args) -> int:
+    from rich.progress import Progress
+
+    from jaxarch.sample import sample, write_sheet
+
+    if Path(args.out).suffix != ".png":
+        raise UsageError(f"--out {args.out}: a sheet is written as .png")
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("sampling", total=None)
+        images = sample(
+            args.checkpoint,
+            args.n,
+            seed=args.seed,
+            label=args.label,
+            guidance=args.guidance,
+            steps=args.steps,
+            progress=lambda number: bar.update(task, completed=int(number) + 1, total=args.steps or 50),
+        )
+    write_sheet(args.out, images)
+    print(args.out)
     return 0
 
 

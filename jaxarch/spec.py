@@ -68,6 +68,7 @@ class Recipe:
     mixed_precision: bool | None = None
     label_smoothing: float | None = None
     ema: float = 0.0
+    monitor: bool = False
     accumulate: int = 1
     eval_every: int = 100
     save_every: int = 0

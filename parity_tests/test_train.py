@@ -245,6 +245,18 @@ def test_tensorboard_holds_what_the_log_holds(one):
     assert {"loss", "lr", "grad_norm", "eval_accuracy"} <= {tag for _, tag in seen}
 
 
+def test_monitored_run_is_the_same_run(one, tmp_path):
+    seen = fit(
+        "mlp", settings={**QUICK, "train.monitor": "true"}, mesh="data=8", out=tmp_path / "run", progress=False
+    )
+    np.testing.assert_allclose(losses_of(seen), losses_of(one), rtol=1e-12)
+    rows = [json.loads(line) for line in (tmp_path / "run" / loop.MONITOR).read_text().splitlines()]
+    assert [r["step"] for r in rows] == [4, 8, 12]
+    told = {r["step"]: r["grad_norm"] for r in seen.history}
+    assert rows[1]["grad_norm"][""] == pytest.approx(told[8], rel=1e-9)
+    assert rows[1]["update_norm"].keys() == rows[1]["grad_norm"].keys() == {"", *seen.state.params}
+
+
 def test_accumulated_gradient_is_the_batchs(tmp_path):
     plain = {**QUICK, "model.batch_norm": "false", "model.dropout_rate": "0.0", "train.steps": "4"}
     whole = fit("mlp", settings=plain, mesh="data=8", out=tmp_path / "a", progress=False)

@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxarch import catalog, state
+from jaxarch.autodiff import AutogradMonitor
 from jaxarch.errors import CheckpointError, DivergenceError, UsageError, unknown
 from jaxarch.parallel import batch_sharding, make_mesh, parse_mesh, shardings
 from jaxarch.spec import Recipe
@@ -33,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "mixed_precision": False,
     "label_smoothing": 0.0,
 }
-METRICS = "metrics.jsonl"
+METRICS, MONITOR = "metrics.jsonl", "monitor.jsonl"
 TABLES = (
     "options",
     "task_options",
@@ -281,7 +282,8 @@ def fit(
 
     Without `mesh` the batch is split over all devices. Writes to `out`: metrics.jsonl (one line a step, floats
     exact), TensorBoard events, checkpoints, the best checkpoint by the task's score. With `stop_at`, and when
-    interrupted, it checkpoints and stops.
+    interrupted, it checkpoints and stops. With `monitor` what gradients, updates and activations look like is
+    written to monitor.jsonl at every evaluation.
 
     Raises:
         UsageError: something that was asked for does not fit; `out` holds a run and `resume` is False.
@@ -328,6 +330,7 @@ class _Loop:
             accumulate=recipe.accumulate,
             average=recipe.ema,
             seed=recipe.seed,
+            monitor=self._monitor(),
             placed=jax.tree.map(lambda x: x.sharding, run.abstract),
         )
         self.count = step.make_eval_step(run.eval_graph, run.task)
@@ -376,8 +379,14 @@ class _Loop:
                 self._evaluate(current, at)
         return FitResult(self.out, self.history, self.metrics, current, self.run)
 
-    def _record(self, at: int, results: Mapping[str, jax.Array]) -> dict[str, Any]:
-        row = {"step": at, **{k: float(v) for k, v in results.items()}}
+    def _monitor(self) -> AutogradMonitor | None:
+        run = self.run
+        if not run.recipe.monitor:
+            return None
+        return AutogradMonitor(state.merge(run.graph, run.abstract.params, run.abstract.rest))
+
+    def _record(self, at: int, results: Mapping[str, Any]) -> dict[str, Any]:
+        row = {"step": at, **{k: float(v) for k, v in results.items() if not k.startswith("monitor")}}
         row["lr"] = float(self.schedule(at - 1))
         if not math.isfinite(row["loss"]):
             raise DivergenceError(
@@ -386,13 +395,20 @@ class _Loop:
             )
         self.history.append(row)
         self._write(row)
+        for key in results.keys() - row.keys():
+            if at % self.run.recipe.eval_every == 0:
+                measures = jax.tree.map(lambda x: np.asarray(x).tolist(), results[key])
+                with open(self.out / MONITOR, "a") as file:
+                    file.write(json.dumps({"step": at, "update": key, **measures}) + "\n")
         return row
 
     def _evaluate(self, current: step.TrainState, at: int) -> bool:
         """Evaluate, keep the best; True if patience has run out."""
         recipe, sums = self.run.recipe, None  # the averaged parameters, where there are any
-        for batch in self.run.source.evaluation(recipe.batch_size):
-            counted = self.count(current.average or current.params, current.rest, self.run.place(batch))
+        for index, batch in enumerate(self.run.source.evaluation(recipe.batch_size)):
+            counted = self.count(
+                current.average or current.params, current.rest, self.run.place(batch), index
+            )
             sums = counted if sums is None else jax.tree.map(jnp.add, sums, counted)
         told = self.run.task.summary({k: np.asarray(v) for k, v in (sums or {}).items()})
         self.metrics = {k: float(v) for k, v in told.items()}

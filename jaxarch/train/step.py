@@ -174,5 +174,13 @@ def make_train_step(
 
 
 def make_eval_step(graph: nnx.GraphDef, task: Task) -> Callable[..., dict[str, jax.Array]]:
-    """(params, rest, batch) -> the task's sums over the batch; `graph` is that of a model in eval mode."""
-    return jax.jit(lambda params, rest, batch: task.tally(state.merge(graph, params, rest), batch))
+    """(params, rest, batch, index) -> the task's sums over the batch; `graph` is that of a model in eval mode.
+
+    The index of the batch decides what the task draws, the same at every evaluation.
+    """
+
+    def count(params, rest, batch, index):
+        drawn = task.draw(jax.random.fold_in(jax.random.key(0), index), batch) if task.draw else batch
+        return task.tally(state.merge(graph, params, rest), drawn)
+
+    return jax.jit(count)

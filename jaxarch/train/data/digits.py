@@ -10,11 +10,18 @@ from jaxarch.train.data import Source
 
 
 def load(
-    *, out: Path, arguments: Mapping[str, Any], seed: int, flatten: bool = False, upscale: int = 1
+    *,
+    out: Path,
+    arguments: Mapping[str, Any],
+    seed: int,
+    flatten: bool = False,
+    upscale: int = 1,
+    signed: bool = False,
 ) -> Source:
     """scikit-learn's 1,797 digits of 8 by 8, scaled to [0, 1]; a fifth of each class is for testing.
 
-    `upscale` repeats each pixel that many times along both axes, for nets that halve the picture often.
+    `upscale` repeats each pixel that many times along both axes, for nets that halve the picture often;
+    `signed` pixels are in [-1, 1], as generators with a tanh give them.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -23,6 +30,8 @@ def load(
     x = (images / 16).astype(np.float32)
     if not flatten:
         x = x.reshape(-1, 8, 8, 1).repeat(upscale, 1).repeat(upscale, 2)
+    if signed:
+        x = 2 * x - 1
     parts = train_test_split(x, labels.astype(np.int32), test_size=0.2, random_state=0, stratify=labels)
     train_x, test_x, train_y, test_y = parts
     train, test = {"x": train_x, "label": train_y}, {"x": test_x, "label": test_y}

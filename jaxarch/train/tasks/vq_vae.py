@@ -1,0 +1,58 @@
+"""An autoencoder with a discrete latent. van den Oord et al. 2017, arXiv:1711.00937."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+from jaxarch.errors import UsageError
+from jaxarch.train.quality import counted
+from jaxarch.train.tasks import Batch, Task, Update
+
+
+def make(codes: int = 32) -> Task:
+    """Squared error plus the model's own loss; perplexity and usage of the codebook are logged.
+
+    `codes`: the size of the codebook, for the draws that revive dead codes.
+    """
+
+    def draw(key: jax.Array, batch: Batch) -> Batch:
+        return {**batch, "revival": jax.random.uniform(key, (codes,), batch["x"].dtype)}
+
+    def loss(model: nnx.Module, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        out, extra, _, perplexity, usage = model(batch["x"], batch["revival"])
+        error = ((out - batch["x"]) ** 2).mean()
+        return error + extra, {"reconstruction": error, "perplexity": perplexity, "usage": usage}
+
+    def tally(model: nnx.Module, batch: Batch) -> dict[str, Array]:
+        weight = counted(batch, batch["x"].dtype)
+        out, _, ids, _, _ = model(batch["x"])
+        error = ((out - batch["x"]) ** 2).mean((1, 2, 3))
+        used = jax.nn.one_hot(ids, codes, dtype=weight.dtype).sum(1)
+        return {
+            "error": (error * weight).sum(),
+            "count": weight.sum(),
+            "used": (used * weight[:, None]).sum(0),
+        }
+
+    def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
+        return {"reconstruction": sums["error"] / sums["count"], "codes": (sums["used"] > 0).sum()}
+
+    return Task(
+        updates={"model": Update(loss=loss)},
+        tally=tally,
+        summary=summary,
+        score=("reconstruction", False),
+        draw=draw,
+    )
+
+
+def sample(
+    model: nnx.Module, task_options: Any, sample: Batch, key: jax.Array, labels: Array, **_: Any
+) -> Array:
+    """Refused: codes have no prior here."""
+    raise UsageError(
+        "a VQ-VAE has no prior to sample from: train one over its codes, or show reconstructions"
+    )

@@ -1,0 +1,144 @@
+"""Tasks of several updates and with draws of their own: one step, resumable, sharded, sampled from."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxarch import cli
+from jaxarch.errors import UsageError
+from jaxarch.sample import pictures, sample, write_sheet
+from jaxarch.train import checkpoint, fit, loop, quality, tasks
+
+QUICK = {"train.steps": "4", "train.eval_every": "4", "train.batch_size": "16", "train.save_every": "2"}
+EIGHT = "data=2,fsdp=4"
+
+
+def short(name, out, **more):
+    return fit(name, settings=QUICK, out=out, progress=False, **more)
+
+
+@pytest.fixture(scope="module")
+def adversaries(tmp_path_factory):
+    return short("conditional_generator", tmp_path_factory.mktemp("gan") / "run", mesh="data=8")
+
+
+def test_updates_have_their_own_optimizers(adversaries):
+    counts = {
+        name: max(int(x) for k, x in checkpoint.flatten(state).items() if k.endswith("count"))
+        for name, state in adversaries.state.opt_state.items()
+    }
+    assert counts == {"critic": 4 * 3, "generator": 4}
+    moments = checkpoint.flatten(adversaries.state.opt_state["critic"])
+    assert all("generator." not in k for k in moments)
+    row = adversaries.history[-1]
+    assert row["loss"] == pytest.approx(row["loss_critic"] + row["loss_generator"], rel=1e-6)
+    assert {"penalty_critic", "gap_critic", "grad_norm_generator"} <= row.keys()
+    assert {"frechet", "spread"} == adversaries.metrics.keys()
+
+
+def test_eight_devices_and_interruption_change_nothing(adversaries, tmp_path):
+    split = short("conditional_generator", tmp_path / "split", mesh=EIGHT)
+    for ours, theirs in zip(split.history, adversaries.history, strict=True):
+        assert ours["loss_critic"] == pytest.approx(theirs["loss_critic"], rel=1e-9)
+    short("conditional_generator", tmp_path / "cut", mesh="data=8", stop_at=2)
+    again = short("conditional_generator", tmp_path / "cut", mesh="data=8", resume=True)
+    assert again.history == adversaries.history
+
+
+def test_each_update_moves_its_own_half(adversaries):
+    run = adversaries.run
+    first, last = run.init().params, adversaries.state.params
+    # A Wasserstein critic's last bias cancels between real and generated rows.
+    same = {k for k in first if (np.asarray(first[k]) == np.asarray(last[k])).all()}
+    assert same <= {"critic.model.2.bias"}
+    alone = tasks.Update(loss=None, trains="nothing.*")
+    from jaxarch.train.step import trained
+
+    with pytest.raises(UsageError, match=r"nothing\.\*"):
+        trained(first, alone)
+
+
+def test_unknown_updates(tmp_path):
+    made, *_ = loop.recipe_of("conditional_generator", None, {})
+    task = tasks.task(made.task, **made.task_options)
+    import dataclasses
+
+    for updates, says in (({"critics": {}}, "critic"), ({"critic": {"lr": 1.0}}, "learning_rate")):
+        with pytest.raises(UsageError, match=says):
+            loop.optimizers_of(dataclasses.replace(made, updates=updates), task)
+
+
+@pytest.mark.parametrize("name", ["vae", "diffusion_unet"])
+def test_draws_are_the_same_however_split(name, tmp_path):
+    settings = {**QUICK, "train.steps": "2", "train.batch_size": "8"}
+    if name == "diffusion_unet":
+        settings |= {"model.base_channels": "8", "model.blocks": "1", "model.attention_levels": "()"}
+    one = fit(name, settings=settings, out=tmp_path / "one", mesh="data=8", progress=False)
+    two = fit(name, settings=settings, out=tmp_path / "two", mesh=EIGHT, progress=False)
+    for ours, theirs in zip(two.history, one.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
+    sheet = tmp_path / "sheet.png"
+    extra = ["--steps", "3", "--guidance", "2", "--class", "3"] if name == "diffusion_unet" else []
+    assert cli.main(["sample", str(tmp_path / "one"), "--n", "5", "--out", str(sheet), *extra]) == 0
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    again = sample(tmp_path / "one", 3, seed=4, **({"steps": 3} if extra else {}))
+    np.testing.assert_array_equal(
+        again, sample(tmp_path / "one", 3, seed=4, **({"steps": 3} if extra else {}))
+    )
+    assert again.shape == (3, 8, 8, 1)
+    assert not np.array_equal(again, sample(tmp_path / "one", 3, seed=5, **({"steps": 3} if extra else {})))
+
+
+def test_sampling_says_what_is_wrong(adversaries, tmp_path, capsys):
+    run = str(adversaries.out)
+    wrong = {
+        ("--n", "0"): "n must be at least 1",
+        ("--class", "10"): r"class 10 is out of range",
+        ("--steps", "5"): "--steps has no effect",
+        ("--out", str(tmp_path / "x.jpg")): "written as .png",
+    }
+    for arguments, says in wrong.items():
+        assert cli.main(["sample", run, *arguments]) == 2
+        assert says in capsys.readouterr().err
+    assert cli.main(["sample", str(tmp_path / "none")]) == 1
+    classifier = fit(
+        "mlp",
+        settings={"train.steps": "1", "train.eval_every": "1"},
+        mesh="data=8",
+        out=tmp_path / "mlp",
+        progress=False,
+    )
+    assert cli.main(["sample", str(classifier.out)]) == 2
+    assert "no generative model" in capsys.readouterr().err
+
+
+def test_frechet_distance(caplog):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6))
+    shift = np.arange(6.0)
+    weight = np.ones(500)
+
+    def sums(real, fake):
+        a = quality.moment_sums(jax.numpy.asarray(real), jax.numpy.asarray(weight), "real")
+        return a | quality.moment_sums(jax.numpy.asarray(fake), jax.numpy.asarray(weight), "fake")
+
+    assert quality.compared(sums(x, x))["frechet"] == pytest.approx(0, abs=1e-9)
+    assert quality.compared(sums(x, x + shift))["frechet"] == pytest.approx((shift**2).sum())
+    # Of normal distributions with one covariance and twice its root: the trace of the covariance.
+    spread = np.trace(np.cov(x.T, bias=True))
+    centred = x - x.mean(0)
+    assert quality.compared(sums(centred, 2 * centred))["frechet"] == pytest.approx(spread)
+    assert "collapsed" not in caplog.text
+    assert quality.compared(sums(x, 0.1 * x))["spread"] == pytest.approx(0.01)
+    assert "collapsed" in caplog.text
+
+
+def test_pictures_are_square_and_bounded(tmp_path):
+    assert pictures(np.full((2, 16), 3.0)).shape == (2, 4, 4, 1)
+    assert pictures(np.full((2, 16), 3.0)).max() == 1
+    with pytest.raises(UsageError, match="no square"):
+        pictures(np.zeros((2, 15)))
+    write_sheet(tmp_path / "a.png", np.zeros((3, 4, 4, 3)))
+    assert json.dumps(sorted(p.name for p in tmp_path.iterdir())) == '["a.png"]'
