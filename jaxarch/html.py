@@ -1,10 +1,14 @@
 """Self-contained HTML from the templates, and pictures to put inside."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+
+from jaxarch.errors import DataError
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -31,3 +35,37 @@ def curves(lines: dict[str, tuple[list[float], list[float]]], *, xlabel: str, yl
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def attention(
+    words: Sequence[Sequence[str]], weights: tuple[Any, Any], *, title: str = "Attention", note: str = ""
+) -> str:
+    """The words of a document's sentences, shaded by their attention, as a page of HTML.
+
+    `weights` are those of the words (S, W) and of the sentences (S,), as HierarchicalAttentionNetwork gives
+    them for one document; entries past the words of a sentence and past the sentences are padding. The
+    darkest word of each sentence is its heaviest; hovering shows a word's share of its sentence.
+
+    Raises:
+        DataError: weights of another shape, fewer than the words, or not within [0, 1].
+    """
+    by_word, by_sentence = (np.asarray(w, np.float64) for w in weights)
+    if by_word.ndim != 2 or by_sentence.shape != by_word.shape[:1]:
+        raise DataError(
+            f"weights of shapes {by_word.shape} and {by_sentence.shape} are not those of one document:"
+            " give (S, W) and (S,)"
+        )
+    longest = max((len(s) for s in words), default=0)
+    if len(words) > by_word.shape[0] or longest > by_word.shape[1]:
+        raise DataError(
+            f"{len(words)} sentences of up to {longest} words are more than the weights {by_word.shape}:"
+            " cut the text as the model's data did"
+        )
+    if not all(((w >= 0) & (w <= 1 + 1e-6)).all() for w in (by_word, by_sentence)):
+        raise DataError("attention weights must be in [0, 1]: give the model's weights, not its scores")
+    sentences = []
+    for row, share, sentence in zip(by_word, by_sentence, words, strict=False):
+        heaviest = row.max(initial=0) or 1.0
+        shown = [{"text": w, "weight": x, "shade": x / heaviest} for w, x in zip(sentence, row, strict=False)]
+        sentences.append({"words": shown, "weight": share})
+    return render("attention.html", title=title, note=note, sentences=sentences)
