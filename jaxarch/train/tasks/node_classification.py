@@ -1,0 +1,43 @@
+"""The nodes of one whole graph. Kipf and Welling 2017, arXiv:1609.02907."""
+
+from flax import nnx
+from jaxtyping import Array
+
+from jaxarch.errors import UsageError
+from jaxarch.train.losses import cross_entropy
+from jaxarch.train.tasks import Batch, Task, Update, inputs_of
+from jaxarch.train.tasks.classification import accuracy, count
+
+
+def make(label_smoothing: float = 0.0) -> Task:
+    """Cross-entropy on the labelled nodes (-100 is none), scored by the accuracy on the test nodes.
+
+    A batch is one graph with a leading axis of 1, so that batch_size is 1.
+
+    Raises:
+        UsageError: when run, on a batch of more than one graph.
+    """
+
+    def loss(model: nnx.Module, batch: Batch) -> Array:
+        graph = only(batch)
+        return cross_entropy(model(**inputs_of(graph)), graph["label"], label_smoothing=label_smoothing)
+
+    return Task(
+        updates={"model": Update(loss=loss)},
+        tally=lambda model, batch: count(model, only(batch)),
+        summary=accuracy,
+        score=("accuracy", True),
+    )
+
+
+def only(batch: Batch) -> dict[str, Array]:
+    """The one graph of the batch.
+
+    Raises:
+        UsageError: there are more.
+    """
+    if len(batch["label"]) != 1:
+        raise UsageError(
+            f"a whole graph is one example: train.batch_size must be 1, not {len(batch['label'])}"
+        )
+    return {k: v[0] for k, v in batch.items()}
