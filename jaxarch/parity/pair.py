@@ -2,7 +2,7 @@
 
 import copy
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ class Pair:
         for kind in (*self.kinds.values(), outputs):
             if kind not in KINDS:
                 raise unknown("input kind", kind, KINDS)
-        self.outputs, self.seed = outputs, seed
+        self.outputs, self.seed, self.training = outputs, seed, False
         self.torch = copy.deepcopy(torch_module).double()
         self.weights = copy.deepcopy(self.torch.state_dict())
         self.model = nnx.clone(nnx_module)
@@ -79,7 +79,7 @@ class Pair:
         arguments = catalog.arguments(name, variant)
         kinds = {k: v.kind for k, v in entry.inputs.items()}
         inputs = draw_inputs(entry, arguments, seed, variant=variant)
-        ours = catalog.create_model(name, variant, rngs=seed)
+        ours = unweighted(lambda: catalog.create_model(name, variant, rngs=seed))
         return cls(theirs, ours, inputs, kinds=kinds, outputs=entry.outputs, seed=seed)
 
     def known_weights(self) -> dict[str, np.ndarray]:
@@ -94,6 +94,7 @@ class Pair:
 
     def reset(self, train: bool) -> None:
         """Both modules in train or eval mode; torch with its first weights and buffers."""
+        self.training = train
         self.torch.load_state_dict(self.weights)
         self.torch.train(train)
         self.model.train() if train else self.model.eval()
@@ -108,6 +109,23 @@ class Pair:
     def jax_inputs(self) -> dict[str, jax.Array]:
         """The inputs in JAX's axis order."""
         return {k: jnp.asarray(to_jax(v, self.kinds[k])) for k, v in self.inputs.items()}
+
+
+def unweighted(build: Callable[[], nnx.Module]) -> nnx.Module:
+    """The model of `build` with zeros for every weight that a state_dict holds.
+
+    Initialisers are traced and thrown away instead of run one by one, which takes longer than the proof.
+    """
+    model = nnx.eval_shape(build)
+    held = {r.path for r in layout(model)}
+
+    def others() -> state.Flat:
+        return {k: v for k, v in state.flat(nnx.state(build())).items() if k not in held}
+
+    leaves = state.flat(nnx.state(model))
+    zeros = {k: jnp.asarray(np.zeros(v.shape, v.dtype)) for k, v in leaves.items() if k in held}
+    state.update(model, zeros | jax.jit(others)())
+    return model
 
 
 def to_jax(value: np.ndarray, kind: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One model run by each framework over the same inputs, masks, cotangents and targets."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from jaxarch.convert.state_dict import to_torch as under_torch_keys
 from jaxarch.errors import ConversionError, UsageError
 from jaxarch.parity.pair import Pair, to_jax, to_torch
 from jaxarch.train.optim import create_optimizer, create_schedule
+
+# Whatever XLA_FLAGS say: gradients are proven as they are compiled for training.
+OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 STEPS, LEARNING_RATE, WEIGHT_DECAY, MAX_NORM, WARMUP = 5, 1e-3, 0.1, 0.1, 2
 
@@ -255,7 +259,7 @@ def jax_pass(pair: Pair, masks: Masks, cotangents: Arrays) -> Passed:
     floats = {k: v for k, v in inputs.items() if is_float(v)}
     others = {k: v for k, v in inputs.items() if k not in floats}
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=OPTIMIZED if pair.training else None)
     def run(params, rest, floats, others, masks, cotangents):
         def forward(params, floats):
             model = state.merge(graph, params, rest)
