@@ -40,6 +40,12 @@ def run(model, **static):
     return jax.jit(lambda *args, **kwargs: nnx.merge(graph, state)(*args, **static, **kwargs))
 
 
+@functools.cache
+def taught():
+    """The seq2seq model's call, compiled once for the tests that share it."""
+    return run(pair("seq2seq_rnn").model)
+
+
 def error(found):
     """The largest error of the outputs on the page's inputs."""
     with torch.no_grad():
@@ -240,14 +246,22 @@ def test_a_mutant_without_the_mask_is_seen(monkeypatch):
     assert error(found) > 1e-3
 
 
-@pytest.mark.parametrize("layer", ["RNN", "GRU", "LSTM"])
-def test_cut_in_two(layer):
-    model = getattr(nn, layer)(3, 4, 2, rngs=nnx.Rngs(0))
-    x = jnp.asarray(RNG.normal(size=(2, 6, 3)))
-    whole, final = model(x)
-    first, state = model(x[:, :2])
-    second, last = model(x[:, 2:], None, state)
-    close((jnp.concatenate([first, second], 1), last), (whole, final))
+def test_cut_in_two():
+    rngs = nnx.Rngs(0)
+    layers = nn.ModuleList(layer(3, 4, 2, rngs=rngs) for layer in (nn.RNN, nn.GRU, nn.LSTM))
+    graph, state = nnx.split(layers)
+
+    @jax.jit
+    def both(x):
+        found = []
+        for layer in nnx.merge(graph, state):
+            first, carried = layer(x[:, :2])
+            second, last = layer(x[:, 2:], None, carried)
+            found.append(((jnp.concatenate([first, second], 1), last), layer(x)))
+        return found
+
+    for cut, whole in both(jnp.asarray(RNG.normal(size=(2, 6, 3)))):
+        close(cut, whole)
 
 
 def test_bi_lstm_carries_its_state():
@@ -279,7 +293,7 @@ def test_conv_lstm_carries_its_state():
 
 def test_teacher_forcing():
     found = pair("seq2seq_rnn")
-    call, inputs = run(found.model), found.jax_inputs()
+    call, inputs = taught(), found.jax_inputs()
     src, tgt, lengths = inputs["src"], inputs["tgt"], inputs["lengths"]
     forced = call(src, tgt, lengths)
     close(call(src, tgt, lengths, jnp.ones(tgt.shape, bool)), forced)
@@ -311,7 +325,7 @@ def score(logits, ids, end):
 
 
 def test_search():
-    found, start, end, length = pair("seq2seq_rnn"), 1, 2, 4
+    found, start, end, length = pair("seq2seq_rnn"), 1, 2, 5
     model, inputs = found.model, found.jax_inputs()
     src, lengths = inputs["src"], inputs["lengths"]
     graph, state = nnx.split(model)
@@ -331,8 +345,8 @@ def test_search():
     np.testing.assert_array_equal(greedy, theirs.numpy())
     # Greedy search is the model told by no coin; a score is the log-probability under full teacher forcing.
     tgt = jnp.full((len(src), length), start)
-    call = run(model)
-    free = np.array(call(src, tgt, lengths, jnp.zeros(length, bool)).argmax(-1))
+    call = taught()
+    free = np.array(call(src, tgt, lengths, jnp.zeros(tgt.shape, bool)).argmax(-1))
     for row, guess in zip(np.asarray(greedy), free, strict=True):
         stop = list(guess).index(end) + 1 if end in guess else length
         np.testing.assert_array_equal(row, [*guess[:stop], *[end] * (length - stop)])
@@ -341,15 +355,20 @@ def test_search():
 
 
 def test_a_beam_of_all_is_exhaustive():
-    model = catalog.create_model("seq2seq_rnn", "tiny_general", tgt_vocab_size=3)
-    model.eval()
     src, end = jnp.arange(5)[None], 2
     every = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    tgt = jnp.asarray(np.concatenate([np.zeros((27, 1), int), every[:, :-1]], 1))
-    scores = score(run(model)(jnp.repeat(src, 27, 0), tgt), every, end)
-    graph, state = nnx.split(model)
-    ids, found = jax.jit(lambda src: nnx.merge(graph, state).beam(src, 0, end, 3, beams=27))(src)
-    np.testing.assert_allclose(found[0], scores.max(), rtol=1e-12)
+    tgt = np.concatenate([np.zeros((27, 1), int), every[:, :-1]], 1)
+    theirs, ours = (
+        catalog.create_model("seq2seq_rnn", "tiny_general", package=package, tgt_vocab_size=3)
+        for package in ("torchref", "jaxarch")
+    )
+    found = Pair(theirs, ours, {"src": np.tile(np.arange(5), (27, 1)), "tgt": tgt})
+    found.reset(False)
+    with torch.no_grad():
+        scores = score(found.torch(**found.torch_inputs()).numpy(), every, end)
+    graph, state = nnx.split(found.model)
+    ids, best = jax.jit(lambda src: nnx.merge(graph, state).beam(src, 0, end, 3, beams=27))(src)
+    np.testing.assert_allclose(best[0], scores.max(), rtol=1e-12)
     best = list(every[scores.argmax()])
     stop = best.index(end) + 1 if end in best else 3
     np.testing.assert_array_equal(ids[0], [*best[:stop], *[end] * (3 - stop)])
