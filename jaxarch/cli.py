@@ -88,6 +88,7 @@ def build_parser() -> Parser:
     sub.add_argument("target", metavar="DST", help=".safetensors, .pt, .pth, or a new folder")
     sub.add_argument("--model", metavar="NAME", help="default: what a checkpoint folder says of itself")
     sub.add_argument("--variant", metavar="V")
+    sub.add_argument("--average", action="store_true", help="of a run: its averaged weights (train.ema)")
 
     sub = command("train", train_command, "Train a model by its page's recipe.")
     sub.add_argument("name", metavar="NAME")
@@ -194,7 +195,7 @@ def parity_command(args) -> int:
 def convert_command(args) -> int:
     from jaxarch.convert.command import convert
 
-    report = convert(args.source, args.target, model=args.model, variant=args.variant)
+    report = convert(args.source, args.target, model=args.model, variant=args.variant, average=args.average)
     print(report)
     return 0
 

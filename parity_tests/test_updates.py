@@ -1,13 +1,16 @@
 """Tasks of several updates and with draws of their own: one step, resumable, sharded, sampled from."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from jaxarch import cli
-from jaxarch.errors import UsageError
+from jaxarch import catalog, cli, state
+from jaxarch.convert.files import read_tensors
+from jaxarch.errors import DivergenceError, UsageError
 from jaxarch.sample import pictures, sample, write_sheet
 from jaxarch.train import checkpoint, fit, loop, quality, tasks
 
@@ -60,6 +63,20 @@ def test_each_update_moves_its_own_half(adversaries):
         trained(first, alone)
 
 
+def test_schedules_count_steps_and_not_updates():
+    made, *_ = loop.recipe_of("conditional_generator", None, {"train.steps": "4", "train.schedule": "linear"})
+    optimizer = loop.optimizers_of(made, tasks.task(made.task, **made.task_options))["critic"]
+    weights = {"w": jax.numpy.ones(3)}
+    moments, moved = optimizer.init(weights), []
+    for _ in range(4 * 3):
+        changes, moments = optimizer.update(weights, moments, weights)
+        moved.append(-float(changes["w"][0]))
+    # Adam moves by the rate where the gradient stays: three times by each step's.
+    np.testing.assert_allclose(
+        moved, np.repeat([float(loop.schedule_of(made)(i)) for i in range(4)], 3) * 2, rtol=1e-4
+    )
+
+
 def test_unknown_updates(tmp_path):
     made, *_ = loop.recipe_of("conditional_generator", None, {})
     task = tasks.task(made.task, **made.task_options)
@@ -70,25 +87,79 @@ def test_unknown_updates(tmp_path):
             loop.optimizers_of(dataclasses.replace(made, updates=updates), task)
 
 
-@pytest.mark.parametrize("name", ["vae", "diffusion_unet"])
-def test_draws_are_the_same_however_split(name, tmp_path):
+def test_draws_are_the_same_however_split(tmp_path):
     settings = {**QUICK, "train.steps": "2", "train.batch_size": "8"}
-    if name == "diffusion_unet":
-        settings |= {"model.base_channels": "8", "model.blocks": "1", "model.attention_levels": "()"}
-    one = fit(name, settings=settings, out=tmp_path / "one", mesh="data=8", progress=False)
-    two = fit(name, settings=settings, out=tmp_path / "two", mesh=EIGHT, progress=False)
+    one = fit("vae", settings=settings, out=tmp_path / "one", mesh="data=8", progress=False)
+    two = fit("vae", settings=settings, out=tmp_path / "two", mesh=EIGHT, progress=False)
     for ours, theirs in zip(two.history, one.history, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
-    sheet = tmp_path / "sheet.png"
-    extra = ["--steps", "3", "--guidance", "2", "--class", "3"] if name == "diffusion_unet" else []
-    assert cli.main(["sample", str(tmp_path / "one"), "--n", "5", "--out", str(sheet), *extra]) == 0
-    assert sheet.read_bytes().startswith(b"\x89PNG")
-    again = sample(tmp_path / "one", 3, seed=4, **({"steps": 3} if extra else {}))
-    np.testing.assert_array_equal(
-        again, sample(tmp_path / "one", 3, seed=4, **({"steps": 3} if extra else {}))
-    )
+    again = sample(tmp_path / "one", 3, seed=4)
+    np.testing.assert_array_equal(again, sample(tmp_path / "one", 3, seed=4))
     assert again.shape == (3, 8, 8, 1)
-    assert not np.array_equal(again, sample(tmp_path / "one", 3, seed=5, **({"steps": 3} if extra else {})))
+    assert not np.array_equal(again, sample(tmp_path / "one", 3, seed=5))
+
+
+def test_diffusion_is_trained_and_sampled_from(tmp_path):
+    # One device: the partitioned convolutions of eight take a minute to compile.
+    small = {"base_channels": "8", "multipliers": "(1,)", "blocks": "1", "attention_levels": "()"}
+    settings = {**QUICK, "train.steps": "1", "train.batch_size": "8"}
+    settings |= {f"model.{k}": v for k, v in small.items()}
+    run = fit("diffusion_unet", settings=settings, out=tmp_path / "run", mesh="data=1", progress=False)
+    assert {"loss"} == run.metrics.keys()
+    sheet = tmp_path / "sheet.png"
+    extra = ["--steps", "3", "--guidance", "2", "--class", "3"]
+    assert cli.main(["sample", str(run.out), "--n", "5", "--out", str(sheet), *extra]) == 0
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_come_from_the_averaged_generator(adversaries):
+    last = adversaries.state
+    assert last.average.keys() == last.params.keys()
+    z = jax.random.normal(jax.random.split(jax.random.key(3))[0], (4, 32))
+    found = {}
+    for name, weights in {"average": last.average, "params": last.params}.items():
+        model = catalog.create_model("conditional_generator", "digits")
+        of_generator = {
+            k.removeprefix("generator."): v for k, v in weights.items() if k.startswith("generator.")
+        }
+        state.update(model, of_generator)
+        found[name] = pictures(model(z, jax.numpy.arange(4)))
+    drawn = sample(adversaries.out, 4, seed=3)
+    np.testing.assert_allclose(drawn, found["average"], rtol=1e-6)
+    assert np.abs(drawn - found["params"]).max() > 1e-3
+
+
+def test_averaged_weights_convert(adversaries, tmp_path, capsys):
+    run, key = str(adversaries.out), "generator.model.2.weight"
+    files = {"average": [str(tmp_path / "a.safetensors"), "--average"], "params": [str(tmp_path / "p.pt")]}
+    for name, arguments in files.items():
+        assert cli.main(["convert", run, *arguments]) == 0
+        held = getattr(adversaries.state, name)[key]
+        np.testing.assert_array_equal(read_tensors(Path(arguments[0]))[key], np.asarray(held).T)
+    wrong = {
+        (run, str(tmp_path / "folder")): "--average writes a weight file",
+        (files["params"][0], str(tmp_path / "b.pt"), "--model", "mlp"): "keeps no average",
+    }
+    for arguments, says in wrong.items():
+        assert cli.main(["convert", *arguments, "--average"]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_revived_codes_are_reported():
+    task = tasks.task("vq_vae", codes=7)
+    model = catalog.create_model("vq_vae", "tiny", rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    batch = task.draw(jax.random.key(0), {"x": jax.numpy.asarray(rng.normal(size=(2, 4, 4, 2)))})
+    _, told = task.updates["model"].loss(model, batch)
+    assert told.keys() == {"reconstruction", "perplexity", "usage", "revived"}
+    # Unused codes fall from 1 to 0.9, below the bound of 0.98.
+    assert int(told["revived"]) == round(7 * (1 - float(told["usage"]))) > 0
+
+
+def test_divergence_of_one_adversary_stops_the_run(tmp_path):
+    settings = {**QUICK, "train.lr": "1e200"}  # the generator's; the critic has its own
+    with pytest.raises(DivergenceError, match=r"the loss of step 2 is (nan|inf|-inf): lower train\.lr"):
+        fit("conditional_generator", settings=settings, out=tmp_path / "run", mesh="data=1", progress=False)
 
 
 def test_sampling_says_what_is_wrong(adversaries, tmp_path, capsys):

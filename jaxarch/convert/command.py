@@ -17,7 +17,9 @@ from jaxarch.errors import ConversionError, UsageError
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
-def convert(source: str, target: str, *, model: str | None = None, variant: str | None = None) -> str:
+def convert(
+    source: str, target: str, *, model: str | None = None, variant: str | None = None, average: bool = False
+) -> str:
     """Convert weights between files (safetensors, torch), checkpoints (orbax) and hub folders; strictly.
 
     Args:
@@ -26,12 +28,14 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
         target: a weight file, or a folder that does not exist yet, with `hf:` before it one of the hub. A run goes
             into a folder with its optimizer, as torch's two files, and back into one that training resumes.
         model, variant: the architecture; a folder that says it itself needs neither.
+        average: take the moving average of a run's weights, which it evaluates and samples with, into a file.
 
     Returns:
         One line that says what was written.
 
     Raises:
-        UsageError: the architecture is not known, or contradicts what the folder says.
+        UsageError: the architecture is not known, or contradicts what the folder says; `average` of what
+            keeps none, or into a folder.
         ConversionError: the weights do not fit it, the source is missing or damaged, the target exists.
         CheckpointError: the folder is no checkpoint, or is damaged.
     """
@@ -39,6 +43,8 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
 
     origin, goal = Path(source), Path(target)
     overrides: dict = {}
+    if average and goal.suffix not in SUFFIXES:
+        raise UsageError(f"--average writes a weight file: let {target} end in one of {', '.join(SUFFIXES)}")
     hub: HubFolder | None = None
     if source.startswith(PREFIX):
         if variant is not None:
@@ -46,11 +52,15 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
         hub = read_hub(source.removeprefix(PREFIX), model)
         model, variant, overrides = hub.name, next(iter(catalog.page(hub.name).variants)), hub.arguments
     from_folder = hub is None and origin.suffix not in SUFFIXES
-    if from_folder and is_torch_run(origin):
+    if from_folder and not average and is_torch_run(origin):
         return from_torch_run(origin, goal, model, variant)
     if from_folder and not origin.exists():
         raise ConversionError(f"{origin}: no such file or folder; files end in {', '.join(SUFFIXES)}")
     restored = checkpoint.load(origin) if from_folder else None
+    if average and not (restored and restored.average):
+        raise UsageError(
+            f"{origin} keeps no average of its weights: train with train.ema, or leave out --average"
+        )
     if restored is not None:
         said = restored.about
         if model not in (None, said["name"]) or variant not in (None, said["variant"]):
@@ -75,7 +85,8 @@ def convert(source: str, target: str, *, model: str | None = None, variant: str 
     if hub is not None:
         tensors, left = hub.fitted({r.torch for r in rows})
     elif restored is not None:
-        held = {**restored.params, **{k: v for k, v in restored.rest.items() if ".rngs." not in f".{k}"}}
+        held = {**restored.params, **(restored.average if average else {})}
+        held |= {k: v for k, v in restored.rest.items() if ".rngs." not in f".{k}"}
         tensors = to_torch(rows, held)
     else:
         tensors = read_tensors(origin)

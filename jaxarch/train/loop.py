@@ -229,7 +229,7 @@ def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, Any]:
         own = dataclasses.replace(recipe, **recipe.updates.get(name, {}))
         made[name] = optim.create_optimizer(
             own.optimizer,
-            learning_rate=schedule_of(own),
+            learning_rate=slowed(schedule_of(own), task.updates[name].times),
             weight_decay=own.weight_decay or 0.0,
             max_grad_norm=own.max_grad_norm or 0.0,
             **own.optimizer_options,
@@ -246,6 +246,11 @@ def schedule_of(recipe: Recipe) -> Any:
         recipe.steps,
         **recipe.schedule_options,
     )
+
+
+def slowed(schedule: Any, times: int) -> Any:
+    """The schedule of steps for an optimizer that moves `times` times in each of them."""
+    return schedule if times == 1 else lambda count: schedule(count // times)
 
 
 def placement(abstract: step.TrainState, mesh: jax.sharding.Mesh, exceptions: Mapping[str, Any]) -> Any:

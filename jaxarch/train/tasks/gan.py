@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from jaxarch import catalog, nn, state
+from jaxarch import catalog, nn
 from jaxarch.errors import unknown
+from jaxarch.gan import feature_matching as apart
+from jaxarch.gan import gradient_penalty
 from jaxarch.train import quality
 from jaxarch.train.losses import GAN_KINDS, gan_discriminator_loss, gan_generator_loss
 from jaxarch.train.tasks import Batch, Task, Update
@@ -29,6 +30,7 @@ def make(
     penalty: float = 10.0,
     critic_steps: int = 3,
     conditional: bool = False,
+    noise: int = 0,
     feature_matching: float = 0.0,
     real_target: float = 1.0,
 ) -> Task:
@@ -40,9 +42,10 @@ def make(
         kind: the loss (`gan_discriminator_loss`).
         penalty: the factor of the gradient penalty; 0 for none.
         conditional: both take the labels.
-        feature_matching: the factor of the squared distance of mean features (Salimans et al. 2016,
-            arXiv:1606.03498).
-        real_target: one-sided label smoothing: what a real picture's probability shall be (same paper).
+        noise: how many numbers a picture the generator takes besides the latent, as StyleGAN's layers do.
+        feature_matching: the factor of the squared distance of mean features.
+        real_target: one-sided label smoothing: what a real picture's probability shall be
+            (Salimans et al. 2016, arXiv:1606.03498).
 
     Raises:
         UsageError: unknown critic, variant or kind.
@@ -55,44 +58,46 @@ def make(
         return Adversaries(model, catalog.create_model(critic, critic_variant, rngs=rngs))
 
     def draw(key: jax.Array, batch: Batch) -> Batch:
-        noise, mix = jax.random.split(key)
+        keys = jax.random.split(key, 3)
         rows, dtype = len(batch["x"]), batch["x"].dtype
         return {
             **batch,
-            "z": jax.random.normal(noise, (rows, latent), dtype),
-            "mix": jax.random.uniform(mix, (rows,), dtype),
+            "z": jax.random.normal(keys[0], (rows, latent), dtype),
+            "mix": jax.random.uniform(keys[1], (rows,), dtype),
+            **({"noise": jax.random.normal(keys[2], (rows, noise), dtype)} if noise else {}),
         }
 
     def labels(batch: Batch) -> tuple[Array, ...]:
         return (quality.clean_labels(batch),) if conditional else ()
 
+    def generated(model: Any, batch: Batch) -> Array:
+        return model.generator(batch["z"], *((batch["noise"],) if noise else ()), *labels(batch))
+
     def critic_loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         real, given = batch["x"], labels(batch)
-        fake = model.generator(batch["z"], *given)
+        fake = generated(model, batch)
         scores = model.critic(real, *given), model.critic(fake, *given)
         loss = gan_discriminator_loss(*scores, kind=kind)
         if real_target < 1 and kind in ("minimax", "non_saturating"):
             loss = loss + (1 - real_target) * scores[0].mean()
         told = {"gap": scores[0].mean() - scores[1].mean()}
         if penalty:
-            between = mixed(batch["mix"], real, fake)
-            slope = gradient_penalty(model.critic, between, *given)
+            slope = gradient_penalty(lambda x: model.critic(x, *given), real, fake, batch["mix"])
             loss, told = loss + penalty * slope, {**told, "penalty": slope}
         return loss, told
 
     def generator_loss(model: Any, batch: Batch) -> Array:
         given = labels(batch)
-        fake = model.generator(batch["z"], *given)
+        fake = generated(model, batch)
         if not feature_matching:
             return gan_generator_loss(model.critic(fake, *given), kind=kind)
         score, features = model.critic(fake, *given, return_features=True)
         _, wanted = model.critic(batch["x"], *given, return_features=True)
-        apart = ((wanted.mean(0) - features.mean(0)) ** 2).mean()
-        return gan_generator_loss(score, kind=kind) + feature_matching * apart
+        return gan_generator_loss(score, kind=kind) + feature_matching * apart(wanted, features)
 
     def tally(model: Any, batch: Batch) -> dict[str, Array]:
         weight = quality.counted(batch, batch["x"].dtype)
-        fake = model.generator(batch["z"], *labels(batch))
+        fake = generated(model, batch)
         sums = quality.moment_sums(batch["x"], weight, "real")
         return sums | quality.moment_sums(fake, weight, "fake")
 
@@ -109,28 +114,10 @@ def make(
     )
 
 
-def mixed(mix: Array, real: Array, fake: Array) -> Array:
-    """Points on the lines between real and generated rows; mix (B,) in [0, 1]."""
-    mix = mix.reshape(-1, *(1,) * (real.ndim - 1))
-    return mix * real + (1 - mix) * fake
-
-
-def gradient_penalty(critic: nnx.Module, x: Array, *given: Array) -> Array:
-    """mean (|d critic / d x| - 1)^2 over rows; the norm's gradient at 0 is 0, as torch's is."""
-    graph, params, rest = state.split(critic)
-
-    def total(x):
-        return state.merge(graph, params, rest)(x, *given).sum()
-
-    slopes = jax.grad(total)(x)
-    squares = (slopes.reshape(len(x), -1) ** 2).sum(-1)
-    norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
-    return ((norms - 1) ** 2).mean()
-
-
-def sample(
-    model: Any, task_options: Any, sample: Batch, key: jax.Array, labels: Array, **_: Any
-) -> Array:
+def sample(model: Any, task_options: Any, sample: Batch, key: jax.Array, labels: Array, **_: Any) -> Array:
     """Pictures in [-1, 1] for labels (N,), which only a conditional generator heeds."""
-    z = jax.random.normal(key, (len(labels), task_options.get("latent", 32)))
-    return model.generator(z, *((labels,) if task_options.get("conditional") else ()))
+    latent, layers = jax.random.split(key)
+    given: tuple[Array, ...] = (jax.random.normal(latent, (len(labels), task_options.get("latent", 32))),)
+    if noise := task_options.get("noise"):
+        given += (jax.random.normal(layers, (len(labels), noise)),)
+    return model.generator(*given, *((labels,) if task_options.get("conditional") else ()))

@@ -13,7 +13,7 @@ from jaxarch.train.tasks import Batch, Task, Update
 
 
 def make(codes: int = 32) -> Task:
-    """Squared error plus the model's own loss; perplexity and usage of the codebook are logged.
+    """Squared error plus the model's own loss; perplexity, usage and revived codes of the codebook are logged.
 
     `codes`: the size of the codebook, for the draws that revive dead codes.
     """
@@ -21,10 +21,15 @@ def make(codes: int = 32) -> Task:
     def draw(key: jax.Array, batch: Batch) -> Batch:
         return {**batch, "revival": jax.random.uniform(key, (codes,), batch["x"].dtype)}
 
-    def loss(model: nnx.Module, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    def loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         out, extra, _, perplexity, usage = model(batch["x"], batch["revival"])
         error = ((out - batch["x"]) ** 2).mean()
-        return error + extra, {"reconstruction": error, "perplexity": perplexity, "usage": usage}
+        told = {"reconstruction": error, "perplexity": perplexity, "usage": usage}
+        quantizer = model.quantizer
+        if quantizer.revive_below > 0:
+            # A code that was dead starts again at the bound, where no living one is.
+            told["revived"] = (quantizer.cluster_size[...] <= quantizer.revive_below).sum()
+        return error + extra, told
 
     def tally(model: nnx.Module, batch: Batch) -> dict[str, Array]:
         weight = counted(batch, batch["x"].dtype)
