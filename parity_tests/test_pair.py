@@ -10,7 +10,7 @@ from torch import nn as tnn
 
 from jaxarch import nn
 from jaxarch.errors import ConversionError, UsageError
-from jaxarch.parity import check
+from jaxarch.parity import Pair, check, check_pair
 
 
 class Theirs(tnn.Module):
@@ -193,3 +193,14 @@ def test_structural_zeros_are_found_by_their_size():
     result = check(Normed(), NormedOurs(), {"x": np.random.default_rng(0).normal(size=(6, 4))})
     assert result.ok, result.detail
     assert result.structural_zeros == ("fc.bias",)
+
+
+def test_a_module_that_scans_is_named(monkeypatch):
+    """What goes wrong inside the scan of a cell is seen at the cell, and what is inside stays unseen."""
+    pair = Pair.from_catalog("conv_lstm", "tiny")
+    assert check_pair(pair, "conv_lstm", "tiny", ("eval",)).ok
+    step = jax.nn.sigmoid
+    monkeypatch.setattr(jax.nn, "sigmoid", lambda x: step(x) * 1.001)
+    result = check_pair(pair, "conv_lstm", "tiny", ("eval",))
+    assert not result.ok
+    assert "first divergence: cells.0 (ConvLSTMCell): forward error" in result.detail

@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,9 +19,10 @@ from jaxarch.parity.sides import Arrays, Masks, leaves, torch_masks
 def first_divergence(pair: Pair, masks: Masks, our_masks: Masks, cotangents: Arrays) -> str:
     """Name the first module that diverges forward and, if none does, backward; "" if none does at all.
 
-    Modules are compared by path where both frameworks have one whose output is an array, in the order in
-    which torch's calls end. A module that is called more than once is compared on its first call. Modules
-    inside a checkpointed (rematerialised) block cannot be seen; the block itself can.
+    Modules are compared by path where both frameworks have one whose output is an array, or a tuple that starts
+    with one, in the order in which torch's calls end. A module that is called more than once is compared on its
+    first call. Modules inside a checkpointed (rematerialised) block or a scanned step cannot be seen; the block
+    or the module that scans can.
     """
     theirs, their_gradients = _torch_record(pair, masks, cotangents)
     ours, our_gradients = _jax_record(pair, our_masks, cotangents)
@@ -50,6 +52,7 @@ def _torch_record(pair: Pair, masks: Masks, cotangents: Arrays) -> tuple[dict[st
 
     def note(name):
         def hook(module, arguments, output):
+            output = _first(output)
             if torch.is_tensor(output) and name not in outputs:
                 if output.requires_grad:
                     output.retain_grad()
@@ -80,15 +83,20 @@ def _jax_record(pair: Pair, masks: Masks, cotangents: Arrays) -> tuple[dict[str,
 
     def forward(params, rest, inputs, masks, nudges):
         seen: dict[str, Any] = {}
+        here = jax.extend.core.get_opaque_trace_state(convention="nnx")
 
         def hook(path, run):
             output = run()
-            if not isinstance(output, jax.Array) or path in seen:
+            value = _first(output)
+            # What a loop or a rematerialised block computes is not known outside it.
+            inner = jax.extend.core.get_opaque_trace_state(convention="nnx") != here
+            if inner or not isinstance(value, jax.Array) or path in seen:
                 return output
-            seen[path] = output
-            if nudges is not None and path in nudges:
-                output = output + nudges[path]
-            return output
+            seen[path] = value
+            if nudges is None or path not in nudges:
+                return output
+            value = value + nudges[path]
+            return (value, *output[1:]) if type(output) is tuple else value
 
         model = state.merge(graph, params, rest)
         with nn.inject_masks(masks) if masks else contextlib.nullcontext(), observe(model, hook):
@@ -108,9 +116,14 @@ def _jax_record(pair: Pair, masks: Masks, cotangents: Arrays) -> tuple[dict[str,
     return {k: np.asarray(v) for k, v in seen.items()}, {k: np.asarray(v) for k, v in gradients.items()}
 
 
+def _first(output: Any) -> Any:
+    """The output itself, or the first of a tuple (a recurrent layer's output before its state)."""
+    return output[0] if type(output) is tuple and output else output
+
+
 def _error(theirs: np.ndarray, ours: np.ndarray) -> float:
     """The error in whichever axis order fits best; only a report depends on it, never a verdict."""
-    orders = [ours] + ([np.moveaxis(ours, -1, 1)] if ours.ndim > 2 else [])
+    orders = [ours, *(np.moveaxis(ours, -1, axis) for axis in range(1, ours.ndim - 1))]
     errors = [relative(theirs, x) for x in orders if x.shape == theirs.shape]
     return min(errors, default=float("inf"))
 
