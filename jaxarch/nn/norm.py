@@ -1,5 +1,7 @@
 """Normalisation with torch's statistics: biased variance to normalise, unbiased variance to remember."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +17,7 @@ class BatchNorm(Module):
 
     (..., C) -> (..., C). In train mode running = (1 - momentum) * running + momentum * batch, with the
     unbiased batch variance; `momentum=None` is torch's cumulative average. Statistics stay float32 or wider.
+    They are the whole batch's, on however many devices it lies; see `set_batch_groups`.
     """
 
     def __init__(
@@ -28,7 +31,7 @@ class BatchNorm(Module):
         rngs: nnx.Rngs,
     ):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.use_running_average, self.frozen = False, False
+        self.use_running_average, self.frozen, self.groups = False, False, 1
         self.weight = optional(jnp.ones(num_features, float_dtype()) if affine else None)
         self.bias = optional(jnp.zeros(num_features, float_dtype()) if affine else None)
         self.track_running_stats = track_running_stats
@@ -46,16 +49,27 @@ class BatchNorm(Module):
         if self.track_running_stats and (self.use_running_average or self.frozen):
             mean, var = (s[...].astype(wide.dtype) for s in (self.running_mean, self.running_var))
         else:
-            axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            wide = self._grouped(wide)
+            axes = tuple(range(int(self.groups > 1), wide.ndim - 1))
+            n = math.prod(wide.shape[i] for i in axes)
             if n == 1:
                 raise DataError(
                     f"batch norm in train mode needs more than 1 value per channel, x is {x.shape}"
+                    + (f" in {self.groups} groups" if self.groups > 1 else "")
                 )
-            mean, var = wide.mean(axes), wide.var(axes)
+            mean, var = wide.mean(axes, keepdims=True), wide.var(axes, keepdims=True)
             if self.track_running_stats:
-                self._remember(mean, var, n)
-        y = (wide - mean) * jax.lax.rsqrt(var + self.eps)
+                self._remember(*(s.reshape(-1, self.num_features)[0] for s in (mean, var)), n)
+        y = ((wide - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
         return affine_of(y.astype(x.dtype), self.weight, self.bias)
+
+    def _grouped(self, x: Array) -> Array:
+        """(B, ..., C) -> (groups, B / groups, ..., C), or x itself where there is one group."""
+        if self.groups == 1:
+            return x
+        if x.shape[0] % self.groups:
+            raise DataError(f"a batch of {x.shape[0]} rows cannot be split into {self.groups} batch groups")
+        return x.reshape(self.groups, -1, *x.shape[1:])
 
     def _remember(self, mean: Float[Array, " c"], var: Float[Array, " c"], n: int) -> None:
         count = self.num_batches_tracked[...] + 1
@@ -64,6 +78,25 @@ class BatchNorm(Module):
         self.num_batches_tracked[...] = count
         for kept, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             kept[...] = (1 - k) * kept[...] + k * jax.lax.stop_gradient(new).astype(kept.dtype)
+
+
+def set_batch_groups(model: nnx.Module, groups: int) -> None:
+    """Let each batch norm of `model` take its statistics in train mode from `groups` equal parts of the batch.
+
+    With one group a device, and a mean loss, this is training under torch's DistributedDataParallel: every
+    part is normalised by itself, without communication, and the running statistics are the first part's, as
+    those of rank 0 are broadcast there. 1 is the default: one group, torch's SyncBatchNorm.
+
+    Raises:
+        UsageError: groups below 1, or a model without batch norm.
+    """
+    if groups < 1:
+        raise UsageError(f"groups must be at least 1, not {groups}")
+    norms = [m for _, m in nnx.iter_graph(model) if isinstance(m, BatchNorm)]
+    if not norms:
+        raise UsageError(f"{type(model).__name__} has no batch norm whose groups could be set")
+    for norm in norms:
+        norm.groups = groups
 
 
 class BatchNorm1d(BatchNorm):
