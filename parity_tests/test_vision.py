@@ -83,6 +83,29 @@ def test_published_sizes_and_torchvisions_names(arch, variant):
         assert flops / 2e9 == pytest.approx(multiply_adds, rel=0.01)
 
 
+# Parameters as torchvision publishes them; H/14 at 224 pixels, as in the paper.
+TRANSFORMERS = {
+    "vit_b_16": 86_567_656,
+    "vit_b_32": 88_224_232,
+    "vit_l_16": 304_326_632,
+    "vit_l_32": 306_535_400,
+    "vit_h_14": 632_045_800,
+}
+
+
+@pytest.mark.parametrize("variant", TRANSFORMERS)
+def test_published_sizes_of_vision_transformers(variant):
+    with torch.device("meta"):
+        theirs = catalog.create_model("vision_transformer", variant, package="torchref")
+    assert sum(p.numel() for p in theirs.parameters()) == TRANSFORMERS[variant]
+    if variant != "vit_b_16":  # the others differ from it in numbers only
+        return
+    ours = torch_shapes(lambda: catalog.create_model("vision_transformer", variant))
+    assert ours == {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
+    assert {"class_token", "encoder.pos_embedding", "encoder.layers.encoder_layer_0.ln_1.bias"} < ours.keys()
+    assert sum(map(math.prod, ours.values())) == TRANSFORMERS[variant]
+
+
 def test_lite_has_googles_size():
     """EfficientNet-Lite0: 4,652,008 parameters, 407 million multiply-adds."""
     (whole, *_) = show.summarize("efficientnet", "lite")
