@@ -113,7 +113,8 @@ def create_model(name: str, variant: str | None = None, *, package: str = "jaxar
     values = arguments(name, variant, overrides)
     cls = model_class(name, package)
     config = _config_class(cls)
-    args = {k: v for k, v in values.items() if not config or k not in config.__dataclass_fields__}
+    own = {f.name for f in dataclasses.fields(config)} if config else set()  # type: ignore[arg-type]
+    args = {k: v for k, v in values.items() if k not in own}
     if config:
         args["config"] = config(**{k: v for k, v in values.items() if k not in args})
     if package != "jaxarch":

@@ -76,8 +76,8 @@ class CustomMultiTaskSEOModel(nn.Module):
         """The weighted sum of the losses of the tasks that have targets, and each loss.
 
         Targets are (B,) classes for cross_entropy, those of -100 ignored, (B, num_classes) for the others;
-        a (B,) target serves num_classes 1. Learned weights: exp(-s) loss + s / 2 per task, exp(-s) / 2 with mse, where s is the
-        log of the variance.
+        a (B,) target serves num_classes 1. Learned weights: exp(-s) loss + s / 2 per task, exp(-s) / 2 with
+        mse, where s is the log of the variance.
 
         Raises:
             UsageError: targets of an unknown task, or none at all.

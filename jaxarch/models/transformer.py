@@ -63,13 +63,14 @@ class DecoderBlock(nn.Module):
         mask: Array | None = None,
         memory_mask: Array | None = None,
         cache: nn.Cache | None = None,
-    ) -> Float[Array, "b t d"] | tuple:
+    ) -> Any:  # (B, T, D); with a cache also the grown one
         y: Any = self.attention(x, mask=mask, cache=cache)
         if cache is not None:
             y, cache = y
         x = self.norm1(x + self.dropout(y))
         if self.cross_attention is not None and self.norm3 is not None:
-            x = self.norm3(x + self.dropout(self.cross_attention(x, memory, memory, memory_mask)))
+            y = self.cross_attention(x, memory, memory, memory_mask)
+            x = self.norm3(x + self.dropout(y))
         x = self.norm2(x + self.dropout(self.ff(x)))
         return x if cache is None else (x, cache)
 
@@ -115,7 +116,7 @@ class Decoder(nn.Module):
         mask: Array | None = None,
         memory_mask: Array | None = None,
         cache: tuple[nn.Cache, ...] | None = None,
-    ) -> Float[Array, "b t d"] | tuple:
+    ) -> Any:  # (B, T, D); with a cache also the grown one
         x = self.positional_encoding(self.word_embedding(input_ids), 0 if cache is None else cache[0].length)
         if cache is None:
             for layer in self.layers:

@@ -68,7 +68,8 @@ class DecoderBlock(nn.Module):
             y, cache = y
         x = self.norm1(x + self.dropout(y))
         if self.cross_attention is not None and self.norm3 is not None:
-            x = self.norm3(x + self.dropout(self.cross_attention(x, memory, memory, memory_mask)))
+            y = self.cross_attention(x, memory, memory, memory_mask)
+            x = self.norm3(x + self.dropout(y))
         x = self.norm2(x + self.dropout(self.ff(x)))
         return x if cache is None else (x, cache)
 

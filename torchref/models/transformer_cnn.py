@@ -36,7 +36,7 @@ class TransformerCNN(nn.Module):
             raise ValueError("cnn_hidden_dims and cnn_kernel_sizes need at least one number each")
         self.encoder = nn.TextEncoder(vocab_size, d_model, n_layers, n_heads, d_ff, dropout=dropout)
         self.convs: Any = nn.ModuleList()
-        width = d_model
+        width: Any = d_model
         for channels in cnn_hidden_dims:
             self.convs.append(
                 nn.ParallelConv1d(width, channels, cnn_kernel_sizes, dropout=dropout, batch_norm=False)
