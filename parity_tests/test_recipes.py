@@ -55,6 +55,23 @@ def test_cifar_is_read_and_augmented(archive):
     np.testing.assert_array_equal(unpacked.test["x"], source.test["x"])
 
 
+def test_digits_are_shifted(tmp_path):
+    given = {"out": tmp_path, "arguments": {}, "seed": 0}
+    plain = data.load("digits", **given, options={"upscale": 2, "signed": True}).batch(0, 3, 8)["x"]
+    source = data.load("digits", **given, options={"upscale": 2, "signed": True, "shift": 1})
+    bordered = np.pad(plain, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-1)
+    moved = source.batch(0, 3, 8)["x"]
+    places = [(i, j) for i in range(3) for j in range(3)]
+    found = [
+        [(m == b[i : i + 16, j : j + 16]).all() for i, j in places]
+        for m, b in zip(moved, bordered, strict=True)
+    ]
+    assert np.any(found, 1).all()
+    assert (moved != plain).any()
+    with pytest.raises(UsageError, match="shift 1 must be"):
+        data.load("digits", **given, options={"flatten": True, "shift": 1})
+
+
 def test_archives_that_are_none(archive, tmp_path):
     with pytest.raises(UsageError, match=r"train\.options\.path"):
         data.load("cifar10", out=tmp_path, arguments={}, options={}, seed=0)

@@ -48,7 +48,8 @@ def load(
 
     def augment(batch: Batch, rng: np.random.Generator) -> Batch:
         x = batch["x"]
-        return {**batch, "x": mirrored(shifted(x, crop, rng), rng) if flip else shifted(x, crop, rng)}
+        x = shifted(x, crop, -np.array(MEAN, x.dtype) / np.array(STD, x.dtype), rng)
+        return {**batch, "x": mirrored(x, rng) if flip else x}
 
     return Source(
         train={"x": normalized(images), "label": labels},
@@ -64,13 +65,12 @@ def normalized(images: np.ndarray) -> np.ndarray:
     return ((images / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
 
 
-def shifted(x: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+def shifted(x: np.ndarray, most: int, black: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Each picture of (B, H, W, C) cut out of itself with a black border, up to `most` pixels off centre."""
     if not most:
         return x
-    _, height, width, _ = x.shape
-    black = -np.array(MEAN, x.dtype) / np.array(STD, x.dtype)
-    bordered = np.broadcast_to(black, (len(x), height + 2 * most, width + 2 * most, 3)).copy()
+    count, height, width, channels = x.shape
+    bordered = np.broadcast_to(black, (count, height + 2 * most, width + 2 * most, channels)).copy()
     bordered[:, most : most + height, most : most + width] = x
     at = rng.integers(0, 2 * most + 1, (len(x), 2))
     return np.stack([b[i : i + height, j : j + width] for b, (i, j) in zip(bordered, at, strict=True)])

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxarch.train.data import Source
+from jaxarch.errors import UsageError
+from jaxarch.train.data import Batch, Source
+from jaxarch.train.data.cifar10 import shifted
 
 
 def load(
@@ -17,12 +19,19 @@ def load(
     flatten: bool = False,
     upscale: int = 1,
     signed: bool = False,
+    shift: int = 0,
 ) -> Source:
     """scikit-learn's 1,797 digits of 8 by 8, scaled to [0, 1]; a fifth of each class is for testing.
 
     `upscale` repeats each pixel that many times along both axes, for nets that halve the picture often;
-    `signed` pixels are in [-1, 1], as generators with a tanh give them.
+    `signed` pixels are in [-1, 1], as generators with a tanh give them. Training pictures are moved by up to
+    `shift` pixels, of the upscaled picture, along both axes.
+
+    Raises:
+        UsageError: a shift below 0, or of flat digits.
     """
+    if shift < 0 or (shift and flatten):
+        raise UsageError(f"shift {shift} must be at least 0, and 0 for flat digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -35,4 +44,9 @@ def load(
     parts = train_test_split(x, labels.astype(np.int32), test_size=0.2, random_state=0, stratify=labels)
     train_x, test_x, train_y, test_y = parts
     train, test = {"x": train_x, "label": train_y}, {"x": test_x, "label": test_y}
-    return Source(train=train, test=test, classes=10, unit="images")
+    black = np.array(-1 if signed else 0, np.float32)
+
+    def augment(batch: Batch, rng: np.random.Generator) -> Batch:
+        return {**batch, "x": shifted(batch["x"], shift, black, rng)}
+
+    return Source(train=train, test=test, classes=10, unit="images", augment=augment if shift else None)
