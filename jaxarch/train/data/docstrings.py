@@ -136,7 +136,7 @@ def baselines(source: Source) -> dict[str, float]:
     majority = Counter(train_labels).most_common(1)[0][0]
     counter = CountVectorizer(analyzer=split, max_features=5000)
     x = np.log1p(counter.fit_transform(train))
-    model = LogisticRegression(C=1.0, max_iter=100).fit(x, train_labels)
+    model = LogisticRegression(C=1.0, max_iter=300).fit(x, train_labels)
     found = model.score(np.log1p(counter.transform(test)), test_labels)
     return {"majority": float(np.mean(np.array(test_labels) == majority)), "bag of words": float(found)}
 
