@@ -45,4 +45,4 @@ class CNNFeatureExtractor(nn.Module):
     def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b o"]:
         for layer in self.layers:
             x = layer(x)
-        return x.max(1) if self.pool_type == "max" else x.mean(1)
+        return nn.first_max(x, 1) if self.pool_type == "max" else x.mean(1)

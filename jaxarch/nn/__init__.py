@@ -77,6 +77,7 @@ from jaxarch.nn.pool import (
     Flatten,
     MaxPool1d,
     MaxPool2d,
+    first_max,
 )
 from jaxarch.nn.pooling import Pooling, valid_steps
 from jaxarch.nn.position import (

@@ -41,4 +41,4 @@ class CNNFeatureExtractor(nn.Module):
         x = x.transpose(1, 2)
         for layer in self.layers:
             x = layer(x)
-        return x.amax(2) if self.pool_type == "max" else x.mean(2)
+        return x.max(2).values if self.pool_type == "max" else x.mean(2)
