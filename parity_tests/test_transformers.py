@@ -15,13 +15,12 @@ import jaxarch.nn as nn
 import torchref.nn as tnn
 from jaxarch import catalog, state
 from jaxarch.convert import layout, load_state_dict
-from jaxarch.errors import UsageError
+from jaxarch.errors import DataError, UsageError
 from jaxarch.generate import translate
 from jaxarch.nn.efficient_attention import favor_attention
 from torchref.generate import translate as torch_translate
 
 BOUND = 1e-10
-REFUSED = (ValueError, IndexError)  # jaxarch's errors are ValueErrors
 
 
 def error(a, b):
@@ -280,7 +279,79 @@ def test_reach_mutants_are_caught(mutant, monkeypatch):
         check_reach(j)
 
 
+# Guide B's switches
+
+
+def seo(**settings):
+    return models("custom_seo_model", **{"gradient_checkpointing": False, "dropout_rate": 0.0, **settings})
+
+
 IDS = np.random.default_rng(3).integers(0, 20, (2, 6))
+
+
+def test_each_switch_changes_what_it_names():
+    base = np.asarray(seo()[1](jnp.asarray(IDS)))
+    for switch in ("use_layer_norm", "use_residual_connections"):
+        t, j = seo(**{switch: False})
+        got = j(jnp.asarray(IDS))
+        assert error(got, t(torch.tensor(IDS))) < BOUND
+        assert error(got, base) > 1e-3
+        assert any("norm" in k for k in t.state_dict()) == (switch != "use_layer_norm")
+    seen = []
+    for name in nn.ACTIVATIONS:
+        t, j = seo(activation_function=name)
+        got = np.asarray(j(jnp.asarray(IDS)))
+        assert error(got, t(torch.tensor(IDS))) < BOUND
+        seen.append(got)
+    # swish is silu; all others differ.
+    assert len({x.tobytes() for x in seen}) >= len(seen) - 2
+
+
+def test_config_and_creators():
+    from jaxarch.models.custom_multi_task_seo_model import create_multi_task_model
+    from jaxarch.models.custom_seo_model import CustomModelConfig, create_custom_model
+    from torchref.models.custom_multi_task_seo_model import create_multi_task_model as torch_multi
+    from torchref.models.custom_seo_model import create_custom_model as torch_custom
+
+    sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 2}
+    tasks = {"topic": {"num_classes": 3}, "quality": {"loss_type": "mse"}}
+    for make, rngs in ((torch_custom, {}), (create_custom_model, {"rngs": nnx.Rngs(0)})):
+        assert make("bert-base-cased", 5, **sizes, **rngs).encoder.word_embedding.weight.shape == (28996, 8)
+        with pytest.raises(ValueError, match=r"model_nam.*vocab_size"):
+            make("no-such-model", 5, **rngs)
+    for make, rngs in ((torch_multi, {}), (create_multi_task_model, {"rngs": nnx.Rngs(0)})):
+        model = make("tiny", tasks, vocab_size=9, num_classes=1, uncertainty_weighting=True, **sizes, **rngs)
+        assert tuple(model.log_vars.shape) == (2,)
+        assert model.heads["topic"].weight.size == 24 if rngs else model.heads["topic"].weight.numel() == 24
+    with pytest.raises(UsageError, match="model_name"):
+        CustomModelConfig("no-such-model", 2)
+
+
+# Heads
+
+
+@pytest.mark.parametrize("strategy", ["mean", "max", "cls", "attention"])
+def test_pooling(strategy):
+    t, j = layers("Pooling", strategy, 5)
+    x = np.random.default_rng(0).normal(size=(3, 4, 5))
+    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]], bool)
+    got = compare(t, j, x, mask)
+    for i in (0, 1):
+        kept = x[i][mask[i]]
+        if strategy == "attention":
+            s = kept @ t.attn.weight.detach().numpy()[0]
+            want = np.exp(s) / np.exp(s).sum() @ kept
+        else:
+            want = {"mean": kept.mean(0), "max": kept.max(0), "cls": x[i, 0]}[strategy]
+        assert error(got[i], want) < BOUND
+    last = {"mean": np.zeros(5), "max": np.zeros(5), "cls": x[2, 0], "attention": x[2].mean(0)}[strategy]
+    assert np.allclose(got[2], last, atol=1e-12)
+    if strategy != "cls":
+        for model, array in ((t, torch.tensor), (j, jnp.asarray)):
+            with pytest.raises(ValueError, match="does not fit"):
+                model(array(x), array(mask[:, :3]))
+        with pytest.raises(UsageError, match=r"pooling.*mean"):
+            nn.Pooling("mena", 5, rngs=nnx.Rngs(0))
 
 
 TASKS = {
@@ -288,6 +359,57 @@ TASKS = {
     "tags": {"num_classes": 4, "loss_type": "binary_cross_entropy"},
     "quality": {"num_classes": 1, "loss_type": "mse"},
 }
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_multi_task_loss(learned):
+    t, j = models_with_tasks(learned)
+    rng = np.random.default_rng(0)
+    targets = {
+        "topic": np.array([2, -100, 0]),
+        "tags": rng.integers(0, 2, (3, 4)).astype(float),
+        "quality": rng.normal(size=3),
+    }
+    ids = rng.integers(0, 20, (3, 6))
+
+    def loss(model, ids):
+        array = jnp.asarray if isinstance(model, nnx.Module) else torch.tensor
+        values = {k: array(v) for k, v in targets.items()}
+        return model.compute_multi_task_loss(model(ids), values)[0]
+
+    got = compare(t, j, ids, call=loss)
+    out = {k: v.detach() for k, v in t(torch.tensor(ids)).items()}
+    F = torch.nn.functional
+    each = [
+        F.cross_entropy(out["topic"], torch.tensor(targets["topic"])),
+        F.binary_cross_entropy(out["tags"].sigmoid(), torch.tensor(targets["tags"])),
+        F.mse_loss(out["quality"][:, 0], torch.tensor(targets["quality"])),
+    ]
+    s = t.log_vars.detach() if learned else torch.zeros(3)
+    weight = torch.tensor([2.0, 1.0, 0.5 if learned else 1.0]) * torch.exp(-s)
+    want = sum(w * x for w, x in zip(weight, each, strict=True)) + s.sum() / 2
+    assert error(got, want) < BOUND
+    assert learned == bool(s.any())
+    _, losses = j.compute_multi_task_loss(j(jnp.asarray(ids)), {"tags": jnp.asarray(targets["tags"])})
+    assert list(losses) == ["tags"]
+    outputs = j(jnp.asarray(ids))
+    for bad, text in (
+        ({"tops": jnp.zeros(3)}, r"task.*topic"),
+        ({}, "no targets"),
+        ({"tags": jnp.zeros((3, 5))}, r"tags|shape"),
+        ({"topic": jnp.asarray([0, 1, 3])}, r"target 3.*3"),
+    ):
+        with pytest.raises((UsageError, DataError), match=text):
+            j.compute_multi_task_loss(outputs, bad)
+
+
+@functools.cache
+def models_with_tasks(learned):
+    made = []
+    for package in ("torchref", "jaxarch"):
+        settings = {"task_configs": TASKS, "uncertainty_weighting": learned}
+        made.append(catalog.create_model("custom_multi_task_seo_model", "tiny", package=package, **settings))
+    return same_weights(*made)
 
 
 @pytest.mark.parametrize("package", ["torchref", "jaxarch"])
@@ -313,11 +435,57 @@ def test_bad_tasks(package, which, task, text):
         catalog.create_model(which, "tiny", package=package, task_configs={} if task is None else {"a": task})
 
 
+def test_one_task_is_its_part_of_all():
+    t, j = models("multi_task_model")
+    everything = j(jnp.asarray(IDS))
+    assert {k: v.shape for k, v in everything.items()} == {
+        "topic": (2, 3),
+        "quality": (2, 1),
+        "tags": (2, 6, 4),
+    }
+    for task, want in everything.items():
+        assert error(j(jnp.asarray(IDS), task), want) == 0
+        assert error(t(torch.tensor(IDS), task), want) < BOUND
+    for model, array in ((t, torch.tensor), (j, jnp.asarray)):
+        with pytest.raises(ValueError, match=r"topik.*topic"):
+            model(array(IDS), "topik")
+
+
 # Translation
 
 
 def translator():
     return models("transformer", vocab_size=5, max_seq_len=8, std=0.9)
+
+
+def log_p(t, src, tokens, bos=1):
+    """log p of a target without padding, by one full pass."""
+    full = torch.tensor([[bos, *tokens]])
+    logits = t(torch.tensor(src)[None], full)[0, :-1]
+    logits[:, 0] = -torch.inf
+    return float(logits.log_softmax(-1).gather(1, full[0, 1:, None]).sum().detach())
+
+
+def endings(length, eos=2):
+    """Every target of at most `length` tokens, ended or full."""
+    words = [w for w in range(1, 5) if w != eos]
+    for n in range(length):
+        yield from (((*w, eos)) for w in itertools.product(words, repeat=n))
+    yield from itertools.product(words, repeat=length)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_wide_beam_finds_the_best_of_all(penalty):
+    t, j = models("transformer", vocab_size=5, max_seq_len=8, std=1.5)
+    src = np.random.default_rng(2).integers(1, 5, (8, 6))
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "beam_size": 27, "length_penalty": penalty}
+    got = np.asarray(translate(j, jnp.asarray(src), 3, **settings))
+    assert np.array_equal(got, torch_translate(t, torch.tensor(src), 3, **settings))
+    for row, found in zip(src, got, strict=True):
+        best = max(endings(3), key=lambda w: log_p(t, row, w) / ((5 + len(w)) / 6) ** penalty)
+        assert tuple(found[: len(best)]) == best
+        assert not found[len(best) :].any()
+    assert len({tuple(x) for x in got}) > 1
 
 
 def test_one_beam_is_greedy():
