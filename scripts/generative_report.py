@@ -28,7 +28,7 @@ from jaxarch.sample import pictures, write_sheet
 from jaxarch.train import checkpoint, fit, quality, tasks
 from jaxarch.train.data import digits
 
-COUNT, SEED, BOUND = 1000, 0, 0.5
+COUNT, SEED = 500, 0
 GUIDANCE, STEPS = 2.0, 50
 CONDITIONAL = ("conditional_generator", "diffusion_unet")
 SAMPLED = ("vae", "generator", *CONDITIONAL, "stylegan")
