@@ -2,7 +2,8 @@
 
 The derivative of `jnp.max` goes where the operand equals the maximum. On the CPU XLA computes an operand such as
 a layer norm once within the reduction and once more within the comparison, with other roundings, and the gradient
-of places where they differ is lost (half of it, for `jnp.max` of the operand below, with jax 0.10.2). Maxima must therefore be taken by index, or of an operand XLA has to store.
+of places where they differ is lost: half of it, for `jnp.max` of the operand below, with jax 0.10.2. Maxima must
+therefore be taken by index, or of an operand XLA has to store.
 """
 
 import functools
