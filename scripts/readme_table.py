@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
+import torch
+
 from jaxarch import catalog
-from jaxarch.show import summarize
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- table: begin (scripts/readme_table.py) -->\n", "<!-- table: end -->"
@@ -15,11 +16,18 @@ def table() -> str:
     lines = ["| name | class | family | variants | parameters | paper |", "|---|---|---|---|---|---|"]
     for name in catalog.list_models():
         page = catalog.page(name)
-        largest = max(summarize(name, variant)[0].parameters for variant in page.variants)
+        largest = max(parameters(name, variant) for variant in page.variants)
         variants = ", ".join(page.variants)
         row = (f"`{name}`", f"`{page.cls}`", page.family, variants, f"up to {largest:,}", page.paper)
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
+
+
+def parameters(name: str, variant: str) -> int:
+    """How many there are, counted on torch's device without memory, where nothing is drawn."""
+    with torch.device("meta"):
+        model = catalog.create_model(name, variant, package="torchref")
+    return sum(p.numel() for p in model.parameters())
 
 
 def updated(text: str) -> str:

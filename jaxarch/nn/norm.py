@@ -59,7 +59,8 @@ class BatchNorm(Module):
                 )
             mean, var = wide.mean(axes, keepdims=True), wide.var(axes, keepdims=True)
             if self.track_running_stats:
-                self._remember(*(s.reshape(-1, self.num_features)[0] for s in (mean, var)), n)
+                first = [s.reshape(-1, self.num_features)[0] for s in (mean, var)]
+                self._remember(first[0], first[1], n)
         y = ((wide - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
         return affine_of(y.astype(x.dtype), self.weight, self.bias)
 

@@ -71,6 +71,8 @@ class PerformerAttention(Module):
     divide the width and masks per query are ValueErrors.
     """
 
+    projection: Tensor
+
     def __init__(
         self, d_model: int, n_heads: int, dropout: float = 0.1, n_features: int = 256, causal: bool = False
     ):
@@ -211,6 +213,8 @@ class ReformerAttention(Module):
     buffer `rotations` (head_dim, n_hashes, buckets / 2) serves lengths up to `max_len`. Heads that do not
     divide the width, masks per query and T beyond `max_len` are ValueErrors.
     """
+
+    rotations: Tensor
 
     def __init__(
         self,

@@ -36,18 +36,17 @@ def load(
         DataError: rdkit is missing, or the model is of another width.
     """
     try:
-        from rdkit import Chem, RDConfig, RDLogger
-        from rdkit.Chem import Crippen, rdFingerprintGenerator
+        from rdkit import Chem, RDConfig, rdBase
+        from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
     except ModuleNotFoundError:
         raise DataError("molecules come with rdkit: pip install rdkit") from None
     check_width(arguments, num_features=FEATURES, num_classes=1)
-    RDLogger.DisableLog("rdApp.*")  # the set holds molecules that rdkit refuses, each with a message
     lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()[:count]
-    parsed = (Chem.MolFromSmiles(line.split()[0]) for line in lines if "." not in line.split()[0])
+    with rdBase.BlockLogs():  # the set holds molecules that rdkit refuses, each with a message
+        parsed = [Chem.MolFromSmiles(line.split()[0]) for line in lines if "." not in line.split()[0]]
     kept = [m for m in parsed if m is not None and 1 < m.GetNumAtoms() <= most_atoms]
-    RDLogger.EnableLog("rdApp.*")
     batch = stack([graph_of(m) for m in kept])
-    batch["target"] = np.array([Crippen.MolLogP(m) for m in kept], np.float32)
+    batch["target"] = np.array([rdMolDescriptors.CalcCrippenDescriptors(m)[0] for m in kept], np.float32)
     batch["label"] = np.zeros(len(kept), np.int32)  # what marks the rows that fill up the last batch
     extra: dict[str, Any] = {}
     test = np.zeros(len(kept), bool)

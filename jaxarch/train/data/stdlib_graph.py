@@ -14,8 +14,8 @@ from jaxarch.errors import DataError
 from jaxarch.train.data import Source
 from jaxarch.train.graph_sets import check_width, labelled, one_graph
 
-PACKAGES = ("asyncio", "concurrent", "ctypes", "email", "http", "importlib", "logging")
-PACKAGES = (*PACKAGES, "multiprocessing", "tkinter", "unittest", "urllib", "xml")
+PACKAGES: tuple[str, ...] = ("asyncio", "concurrent", "ctypes", "email", "http", "importlib", "logging")
+PACKAGES += ("multiprocessing", "tkinter", "unittest", "urllib", "xml")
 RELATIONS = ("imports", "defines", "inherits")  # and the reverse of each, after them
 WIDTH = 128
 
@@ -73,7 +73,7 @@ def knowledge(folder: Path) -> tuple[dict[str, list[str]], list[tuple[str, str, 
         package = PACKAGES.index(module.partition(".")[0])
         words[module], label[module] = _words(tree), package
         inside = module if folder.joinpath(*module.split("."), "__init__.py").is_file() else _parent(module)
-        scope = {}
+        scope: dict[str, str] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 raw += [(module, "imports", a.name) for a in node.names]
