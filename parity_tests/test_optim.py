@@ -21,7 +21,11 @@ STEPS = 50
 SHAPES = {"w": (3, 2), "b": (4,), "s": ()}
 MATRICES = {"w": (3, 2), "v": (2, 3), "u": (3, 3)}
 few = settings(
-    max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
 )
 
 beta = st.floats(0.0, 0.99)
@@ -87,7 +91,9 @@ def compiled(case):
 
     def run(params, gradients, learning_rate, weight_decay, options):
         groups = {"*": {"weight_decay": weight_decay}}
-        optimizer = optim.create_optimizer(kind, learning_rate=learning_rate, groups=groups, **fixed, **options)
+        optimizer = optim.create_optimizer(
+            kind, learning_rate=learning_rate, groups=groups, **fixed, **options
+        )
         return walk(optimizer, params, gradients)
 
     return jax.jit(run)
@@ -214,7 +220,9 @@ def test_one_cycle_moves_rate_and_momentum(kind):
     momentum = schedules.one_cycle_momentum(**cycle)
     option = {"momentum": momentum} if kind == "sgd" else {"betas": (momentum, 0.99)}
     ours = walk(
-        optim.create_optimizer(kind, learning_rate=schedules.one_cycle_lr(0.1, **cycle), **option), start, gradients
+        optim.create_optimizer(kind, learning_rate=schedules.one_cycle_lr(0.1, **cycle), **option),
+        start,
+        gradients,
     )
     made = []
 
@@ -238,7 +246,9 @@ def clipped(gradients, max_norm, max_value):
 @given(st.integers(0, 99), st.floats(1e-6, 10), st.floats(1e-3, 3))
 def test_clipping(seed, max_norm, max_value):
     gradients = {k: g[0] for k, g in drawn(seed, SHAPES)[1].items()}
-    parameters = {k: torch.zeros(g.shape, dtype=torch.float64, requires_grad=True) for k, g in gradients.items()}
+    parameters = {
+        k: torch.zeros(g.shape, dtype=torch.float64, requires_grad=True) for k, g in gradients.items()
+    }
     for k, p in parameters.items():
         p.grad = torch.tensor(gradients[k])
     torch.nn.utils.clip_grad_value_(parameters.values(), max_value)
@@ -257,7 +267,9 @@ def test_loss_scaling_is_grad_scalers(script):
     numbers = {"init_scale": 2.0**126, "growth_factor": 2.0, "backoff_factor": 0.25, "growth_interval": 3}
     start = np.array([1.0, -2.0])
     gradients = np.random.default_rng(0).normal(size=(len(script), 2))
-    gradients[[c == "x" for c in script], 0] = np.array([np.inf, -np.inf, np.nan])[np.arange(script.count("x")) % 3]
+    gradients[[c == "x" for c in script], 0] = np.array([np.inf, -np.inf, np.nan])[
+        np.arange(script.count("x")) % 3
+    ]
     weight = torch.tensor(start, requires_grad=True)
     own = torch.optim.Adam([weight], lr=0.1)
     theirs = torch.amp.GradScaler("cpu", **numbers)
@@ -271,7 +283,9 @@ def test_loss_scaling_is_grad_scalers(script):
         return (params, state), (params, state)
 
     params = {"w": jnp.asarray(start)}
-    _, (found, states) = jax.jit(lambda c, g: jax.lax.scan(step, c, g))((params, rule.init(params)), gradients)
+    _, (found, states) = jax.jit(lambda c, g: jax.lax.scan(step, c, g))(
+        (params, rule.init(params)), gradients
+    )
     for i, gradient in enumerate(gradients):
         own.zero_grad()
         theirs.scale((weight * torch.tensor(gradient)).sum()).backward()
@@ -288,7 +302,11 @@ def test_loss_scaling_is_grad_scalers(script):
 def test_dtypes_stay_as_they_are():
     """A state keeps its dtypes whatever the parameters', schedules included: else jit and donation would fail."""
     cycled = {"betas": (schedules.one_cycle_momentum(20), 0.9)}
-    cases = [*((kind, {}) for kind in optim.OPTIMIZERS), ("adam", cycled), ("sgd", {"momentum": 0.9, "dampening": 0.1})]
+    cases = [
+        *((kind, {}) for kind in optim.OPTIMIZERS),
+        ("adam", cycled),
+        ("sgd", {"momentum": 0.9, "dampening": 0.1}),
+    ]
     schedule = optim.create_schedule("cosine", 0.1, 2, 9)
     for kind, options in cases:
         rule = optim.create_optimizer(kind, learning_rate=schedule, max_grad_norm=1.0, **options)
@@ -320,3 +338,30 @@ def test_what_is_refused():
     refused("none that a group before it left", groups={"*": {"lr_scale": 2.0}, "w": {"lr_scale": 3.0}})
     refused("unknown field of group w 'decay'", groups={"w": {"decay": 0.0}})
     refused("not both", groups={"w": {"lr_scale": 2.0, "learning_rate": 1.0}})
+
+
+def test_a_page_says_what_its_optimizer_is():
+    from jaxarch import catalog
+    from jaxarch.train import loop
+
+    recipe, *_ = loop.recipe_of("mlp", None, {})
+    by_hand = optim.create_optimizer(
+        recipe.optimizer,
+        learning_rate=loop.schedule_of(recipe),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+    )
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    gradients = {"w": jnp.full((2, 3), 0.3), "b": jnp.arange(3.0)}
+    steps = [
+        o.update(gradients, o.init(params), params)[0]
+        for o in (optim.create_optimizer(catalog.page("mlp")), by_hand)
+    ]
+    for key in params:
+        np.testing.assert_array_equal(steps[0][key], steps[1][key])
+    with pytest.raises(UsageError, match="for each of critic, generator"):
+        optim.create_optimizer(catalog.page("conditional_generator"))
+    with pytest.raises(UsageError, match="give the page alone"):
+        optim.create_optimizer(catalog.page("mlp"), learning_rate=1e-3)
+    with pytest.raises(UsageError, match="needs a learning_rate"):
+        optim.create_optimizer("adam")

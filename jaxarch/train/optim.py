@@ -16,6 +16,7 @@ import optax
 from optax import GradientTransformation as Rule
 
 from jaxarch.errors import UsageError, unknown
+from jaxarch.spec import Page
 from jaxarch.train.schedules import SCHEDULES, create_schedule
 
 __all__ = [
@@ -316,9 +317,9 @@ def hyper_parameters(kind: str) -> dict[str, Any]:
 
 
 def create_optimizer(
-    kind: str = "adamw",
+    kind: str | Page = "adamw",
     *,
-    learning_rate: float | Callable[[Any], Any],
+    learning_rate: float | Callable[[Any], Any] | None = None,
     weight_decay: float = 0.0,
     max_grad_norm: float = 0.0,
     max_grad_value: float = 0.0,
@@ -331,6 +332,7 @@ def create_optimizer(
     decouple it. It acts on parameters of two or more dimensions.
 
     Args:
+        kind: a name of OPTIMIZERS; or a page, whose recipe then says everything, its schedule included.
         learning_rate: a number, or a schedule of the step.
         groups: glob of paths -> what differs for these parameters: `learning_rate`, or `lr_scale`, a factor of
             the common one; `weight_decay`, which then acts on all of them; `optimizer`, another kind; any
@@ -340,8 +342,15 @@ def create_optimizer(
 
     Raises:
         UsageError: unknown kind or option, a value out of range; when the state is made: a glob that matches
-            nothing, or a parameter that the optimizer does not take.
+            nothing, or a parameter that the optimizer does not take. A page whose recipe has several optimizers,
+            or that comes with arguments of its own; a name without a learning rate.
     """
+    if isinstance(kind, Page):
+        if learning_rate is not None or weight_decay or max_grad_norm or max_grad_value or groups or options:
+            raise UsageError(f"the recipe of {kind.name} says what its optimizer is: give the page alone")
+        return _of_page(kind)
+    if learning_rate is None:
+        raise UsageError(f"{kind} needs a learning_rate")
     base: dict[str, Any] = {
         "optimizer": kind,
         "learning_rate": learning_rate,
@@ -353,6 +362,19 @@ def create_optimizer(
     clips = [clip_by_value(max_grad_value)] if max_grad_value > 0 else []
     clips += [clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []
     return _promoting(optax.chain(*clips, rule) if clips else rule)
+
+
+def _of_page(page: Page) -> Rule:
+    from jaxarch.train import loop, tasks
+
+    recipe, *_ = loop.recipe_of(page.name, None, {})
+    task = tasks.task(recipe.task, label_smoothing=recipe.label_smoothing or 0.0, **recipe.task_options)
+    made = loop.optimizers_of(recipe, task)
+    if len(made) > 1:
+        raise UsageError(
+            f"{page.name} has an optimizer for each of {', '.join(made)}: train.loop.optimizers_of gives them"
+        )
+    return next(iter(made.values()))
 
 
 def _rule(
