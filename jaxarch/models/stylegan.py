@@ -57,7 +57,7 @@ class Mapping(nn.Module):
         self.w_avg = nn.Buffer(jnp.zeros(w_dim, jnp.result_type(float)))
         self.use_running_average = False
 
-    def __call__(self, z: Float[Array, "b z"], truncation: float = 1.0) -> Float[Array, "b w"]:
+    def __call__(self, z: Float[Array, "b z"], truncation: float = 1.0) -> Float[Array, "b style"]:
         w = nn.normalize_second_moment(z)
         for i in range(self.layers):
             w = getattr(self, f"fc{i}")(w)
@@ -77,7 +77,7 @@ class Synthesis(nn.Module):
             block = Block(channels_at[i], channels_at[i + 1], w_dim, channels, size, rngs=rngs)
             setattr(self, f"b{size}", block)
 
-    def __call__(self, w: Float[Array, "b w"], noise: Float[Array, "b n"]) -> Float[Array, "b h w c"]:
+    def __call__(self, w: Float[Array, "b style"], noise: Float[Array, "b n"]) -> Float[Array, "b h w c"]:
         check_noise(noise.shape[1], self.sizes)
         x, image = self.b4(None, None, w, noise[:, :16])
         noise = noise[:, 16:]
