@@ -409,13 +409,22 @@ class _Loop:
 
     def _evaluate(self, current: step.TrainState, at: int) -> bool:
         """Evaluate, keep the best; True if patience has run out."""
-        recipe, sums = self.run.recipe, None  # the averaged parameters, where there are any
+        recipe = self.run.recipe
+        params = current.average or current.params
+        sums: dict[str, np.ndarray] = {}
+
+        def add(counted: Mapping[str, Any]) -> None:
+            for k, v in counted.items():
+                sums[k] = np.add(sums[k], v) if k in sums else np.asarray(v)
+
+        pending: Mapping[str, Any] = {}
         for index, batch in enumerate(self.run.source.evaluation(recipe.batch_size)):
-            counted = self.count(
-                current.average or current.params, current.rest, self.run.place(batch), index
-            )
-            sums = counted if sums is None else jax.tree.map(jnp.add, sums, counted)
-        told = self.run.task.summary({k: np.asarray(v) for k, v in (sums or {}).items()})
+            counted = self.count(params, current.rest, self.run.place(batch), index)
+            # Read a batch late, like the losses: a long queue of sharded work can lock virtual CPU devices up.
+            add(pending)
+            pending = counted
+        add(pending)
+        told = self.run.task.summary(sums)
         self.metrics = {k: float(v) for k, v in told.items()}
         self._write({"step": at, **{f"eval_{k}": v for k, v in self.metrics.items()}})
         key, more = self.run.task.score
