@@ -1,6 +1,7 @@
 """Errors a user can cause. Each is one line that names the culprit and the remedy."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -34,7 +35,11 @@ class DivergenceError(JaxarchError):
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """The names in `known` that a typo in `name` most likely meant, best first."""
-    return difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
+
+    def closeness(k: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, name, k).ratio(), len(os.path.commonprefix([name, k]))
+
+    return [k for k in sorted(known, key=closeness, reverse=True) if closeness(k)[0] >= 0.5][:n]
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> UsageError:

@@ -53,7 +53,12 @@ def sample(
     if label is not None and not 0 <= label < classes:
         raise UsageError(f"class {label} is out of range: it must be in [0, {classes})")
     labels = jnp.arange(n) % classes if label is None else jnp.full((n,), label)
-    shapes = {k: jnp.zeros(shape, dtype) for k, (shape, dtype) in restored.about["sample"].items()}
+    # As in training, numbers have the working precision and not that of the files.
+    kinds = {"f": jnp.result_type(float), "i": jnp.result_type(int)}
+    shapes = {
+        k: jnp.zeros(shape, kinds.get(np.dtype(dtype).kind, dtype))
+        for k, (shape, dtype) in restored.about["sample"].items()
+    }
     model = restored.model()
     model.eval()
     found = module.sample(

@@ -100,11 +100,10 @@ def test_draws_are_the_same_however_split(tmp_path):
 
 
 def test_diffusion_is_trained_and_sampled_from(tmp_path):
-    # One device: the partitioned convolutions of eight take a minute to compile.
     small = {"base_channels": "8", "multipliers": "(1,)", "blocks": "1", "attention_levels": "()"}
     settings = {**QUICK, "train.steps": "1", "train.batch_size": "8"}
     settings |= {f"model.{k}": v for k, v in small.items()}
-    run = fit("diffusion_unet", settings=settings, out=tmp_path / "run", mesh="data=1", progress=False)
+    run = fit("diffusion_unet", settings=settings, out=tmp_path / "run", mesh="data=8", progress=False)
     assert {"loss"} == run.metrics.keys()
     sheet = tmp_path / "sheet.png"
     extra = ["--steps", "3", "--guidance", "2", "--class", "3"]
@@ -159,7 +158,7 @@ def test_revived_codes_are_reported():
 def test_divergence_of_one_adversary_stops_the_run(tmp_path):
     settings = {**QUICK, "train.lr": "1e200"}  # the generator's; the critic has its own
     with pytest.raises(DivergenceError, match=r"the loss of step 2 is (nan|inf|-inf): lower train\.lr"):
-        fit("conditional_generator", settings=settings, out=tmp_path / "run", mesh="data=1", progress=False)
+        fit("conditional_generator", settings=settings, out=tmp_path / "run", mesh="data=8", progress=False)
 
 
 def test_sampling_says_what_is_wrong(adversaries, tmp_path, capsys):
