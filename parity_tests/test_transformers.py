@@ -18,9 +18,11 @@ from jaxarch.convert import layout, load_state_dict
 from jaxarch.errors import DataError, UsageError
 from jaxarch.generate import translate
 from jaxarch.nn.efficient_attention import favor_attention
+from jaxarch.parity.pair import unweighted
 from torchref.generate import translate as torch_translate
 
 BOUND = 1e-10
+REFUSED = (ValueError, IndexError)  # jaxarch's errors are ValueErrors
 
 
 def error(a, b):
@@ -44,16 +46,15 @@ def same_weights(t, j, std=0.4, seed=0):
 def layers(cls, *args, std=0.4, **kwargs):
     kwargs = dict(kwargs)
     torch.manual_seed(0)
-    return same_weights(
-        getattr(tnn, cls)(*args, **kwargs), getattr(nn, cls)(*args, **kwargs, rngs=nnx.Rngs(1)), std
-    )
+    j = unweighted(lambda: getattr(nn, cls)(*args, **kwargs, rngs=nnx.Rngs(1)))
+    return same_weights(getattr(tnn, cls)(*args, **kwargs), j, std)
 
 
 @functools.cache
 def models(name, variant="tiny", std=0.4, **overrides):
     torch.manual_seed(0)
     t = catalog.create_model(name, variant, package="torchref", **overrides)
-    return same_weights(t, catalog.create_model(name, variant, **overrides), std)
+    return same_weights(t, unweighted(lambda: catalog.create_model(name, variant, **overrides)), std)
 
 
 def compare(t, j, *arrays, call=None):
@@ -279,6 +280,44 @@ def test_reach_mutants_are_caught(mutant, monkeypatch):
         check_reach(j)
 
 
+def jitted(j, mask_name):
+    graph, params, rest = state.split(j)
+    return jax.jit(lambda ids, mask: state.merge(graph, params, rest)(ids, **{mask_name: mask}))
+
+
+ENCODERS = {
+    "custom_transformer": "mask",
+    "custom_seo_model": "attention_mask",
+    "custom_multi_task_seo_model": "attention_mask",
+    "multi_task_model": "mask",
+    "transformer_cnn": "mask",
+}
+
+
+@pytest.mark.parametrize("which", ENCODERS)
+def test_padded_is_unpadded_and_wrong_calls_are_refused(which):
+    t, j = models(which)
+    ids = np.random.default_rng(0).integers(0, 20, (2, 5))
+    padded = np.concatenate((ids, np.full((2, 2), 3)), 1)
+    mask = np.arange(7)[None].repeat(2, 0) < 5
+    run = jitted(j, ENCODERS[which])
+    short = jax.tree.map(lambda x: x.detach().numpy(), t(torch.tensor(ids)))
+    long, wrong = (run(jnp.asarray(padded), jnp.asarray(m)) for m in (mask, np.ones_like(mask)))
+    for a, b, c in zip(*map(jax.tree.leaves, (short, long, wrong)), strict=True):
+        cut = b[:, :5] if b.ndim == 3 and b.shape[1] == 7 else b
+        assert error(cut, a) < BOUND
+        c = c[:, :5] if c.ndim == 3 and c.shape[1] == 7 else c
+        assert error(c, a) > 1e-6  # without the mask, padding matters
+    for model, array in ((t, torch.tensor), (j, jnp.asarray)):
+        with pytest.raises(REFUSED, match="does not fit"):
+            model(array(ids), **{ENCODERS[which]: array(mask)})
+        with pytest.raises(REFUSED, match="out of range"):
+            model(array(ids + 20))
+        if which != "transformer_cnn":
+            with pytest.raises(REFUSED, match=r"13.*12"):
+                model(array(np.zeros((1, 13), int)))
+
+
 # Guide B's switches
 
 
@@ -305,6 +344,58 @@ def test_each_switch_changes_what_it_names():
         seen.append(got)
     # swish is silu; all others differ.
     assert len({x.tobytes() for x in seen}) >= len(seen) - 2
+
+
+@pytest.mark.parametrize("which", nn.INITIALIZERS)
+def test_initialisation_method(which):
+    sizes = {"vocab_size": 20, "hidden_size": 64, "num_layers": 1, "num_heads": 4}
+
+    def drawn(package):
+        settings = {**sizes, "initialization_method": which}
+        model = catalog.create_model("custom_seo_model", "tiny", package=package, **settings)
+        first = model.encoder.layers[0].ff[0]
+        return first.weight, first.bias, model.encoder.word_embedding.weight
+
+    ours = jax.jit(lambda: [x[...] for x in drawn("jaxarch")])()
+    for w, bias, table in ([x.detach().numpy() for x in drawn("torchref")], map(np.asarray, ours)):
+        w = w.T if w.shape == (64, 256) else w
+        want = {
+            "xavier": math.sqrt(2 / 320),
+            "he": math.sqrt(2 / 64),
+            "kaiming": math.sqrt(2 / 64),
+            "he_fan_out": math.sqrt(2 / 256),
+            "kaiming_fan_out": math.sqrt(2 / 256),
+            "normal": 0.02,
+            "orthogonal": 1 / 16,
+        }[which]
+        assert abs(w.std() / want - 1) < 0.05
+        if which == "orthogonal":
+            assert np.allclose(w.T @ w, np.eye(64), atol=1e-5)
+        assert not bias.any()
+        assert abs(table.std() / 0.02 - 1) < 0.1
+
+
+def test_checkpointing_changes_nothing_and_dropout_acts():
+    results = []
+    for remat in (False, True):
+        t, j = models("custom_seo_model", gradient_checkpointing=remat, dropout_rate=0.2)
+        t.train(), t.zero_grad()
+        torch.manual_seed(0)
+        t(torch.tensor(IDS)).square().sum().backward()
+        theirs = {k: p.grad.numpy().copy() for k, p in t.named_parameters()}
+        j.train()
+        graph, params, rest = state.split(j)
+        run = jax.jit(
+            jax.value_and_grad(lambda p, g=graph, r=rest: (state.merge(g, p, r)(jnp.asarray(IDS)) ** 2).sum())
+        )
+        results.append((theirs, *run(params)))
+        t.eval(), j.eval()
+        assert error(results[-1][1], t(torch.tensor(IDS)).square().sum()) > 1e-6
+    (ta, la, ga), (tb, lb, gb) = results
+    assert error(la, lb) < BOUND
+    for a, b in ((ta, tb), (ga, gb)):
+        scale = max(np.linalg.norm(x) for x in a.values())
+        assert all(np.linalg.norm(np.asarray(a[k]) - np.asarray(b[k])) < BOUND * scale for k in a)
 
 
 def test_config_and_creators():
@@ -455,7 +546,7 @@ def test_one_task_is_its_part_of_all():
 
 
 def translator():
-    return models("transformer", vocab_size=5, max_seq_len=8, std=0.9)
+    return models("transformer", vocab_size=5, max_seq_len=8, std=1.5)
 
 
 def log_p(t, src, tokens, bos=1):
@@ -476,7 +567,7 @@ def endings(length, eos=2):
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_wide_beam_finds_the_best_of_all(penalty):
-    t, j = models("transformer", vocab_size=5, max_seq_len=8, std=1.5)
+    t, j = translator()
     src = np.random.default_rng(2).integers(1, 5, (8, 6))
     settings = {"bos_token_id": 1, "eos_token_id": 2, "beam_size": 27, "length_penalty": penalty}
     got = np.asarray(translate(j, jnp.asarray(src), 3, **settings))
@@ -708,3 +799,22 @@ def test_reformer(causal):
     for model, array in ((t, torch.tensor), (j, jnp.asarray)):
         with pytest.raises(ValueError, match=r"21.*20"):
             model(array(np.zeros((1, 21, 12))))
+
+
+@pytest.mark.parametrize("cls", ["PerformerAttention", "LinformerAttention", "ReformerAttention"])
+def test_efficient_layers_refuse(cls):
+    t, j = layers(cls, 12, 3, **({"max_len": 20} if cls != "PerformerAttention" else {}))
+    for model, array in ((t, torch.tensor), (j, jnp.asarray)):
+        with pytest.raises(ValueError, match="does not fit"):
+            model(array(X), mask=array(np.ones((2, 13, 13), bool)))
+    with pytest.raises(UsageError, match="does not divide"):
+        getattr(nn, cls)(12, 5, rngs=nnx.Rngs(0))
+    # float32 and bf16 run, and stay what they are.
+    graph, params, rest = state.split(j)
+    run = jax.jit(lambda p, x: state.merge(graph, p, rest)(x, mask=jnp.asarray(PREFIX)))
+    for dtype, bound in ((jnp.float32, 1e-4), (jnp.bfloat16, 0.1)):
+        y = run({k: v.astype(dtype) for k, v in params.items()}, jnp.asarray(X, dtype))
+        assert y.dtype == dtype
+        if cls != "ReformerAttention":  # whose hashes may fall into another bucket
+            assert error(y[0], t(torch.tensor(X), mask=torch.tensor(PREFIX))[0]) < bound
+        assert np.isfinite(np.asarray(y, float)).all()
