@@ -34,6 +34,19 @@ def test_other_work_is_refused():
         bench.measure(contest)
 
 
+def test_what_torch_does_not_compile_is_left_out(caplog):
+    from torch._inductor.exc import InductorError
+
+    def refuse():
+        raise InductorError(AssertionError("no vector"), None)
+
+    timing = bench.measure(bench.Contest("x", {bench.OURS: lambda: 1.0, "pyg compiled": refuse}), 1)
+    assert timing.seconds.keys() == {bench.OURS}
+    assert "pyg compiled is left out" in caplog.text
+    with pytest.raises(InductorError):
+        bench.measure(bench.Contest("x", {bench.OURS: refuse}), 1)
+
+
 def test_unknown_names(capsys):
     with pytest.raises(UsageError, match="advanced_cnn"):
         list(bench.contests("advanced_cn", torchref))

@@ -5,6 +5,7 @@ edges and self loops count. Indices out of range are an error outside jit, and u
 JAX itself would drop them in silence. Sums are taken in float32 at least.
 """
 
+import functools
 import math
 
 import jax
@@ -87,6 +88,15 @@ def segment_softmax(
 
     Rows where the mask is False get 0 and do not count. Returns the weights of the rows and of `own`.
     """
+    weights, loop, total = _exponentials(
+        logits, ids, num_segments, mask, own, indices_are_sorted=indices_are_sorted
+    )
+    shares = (weights / rows(total, ids)).astype(logits.dtype)
+    return shares, None if loop is None else (loop / total).astype(logits.dtype)
+
+
+def _exponentials(logits, ids, num_segments, mask, own, *, indices_are_sorted):
+    """What `segment_softmax` divides: of the rows, of `own` or None, and their sum, 1 in an empty segment."""
     wide = logits.astype(wide_dtype(logits.dtype))
     if mask is not None:
         wide = jnp.where(_beside(mask, wide), wide, -jnp.inf)
@@ -98,10 +108,73 @@ def segment_softmax(
     weights = jnp.exp(wide - rows(top, ids))
     total = segment_sum(weights, ids, num_segments, indices_are_sorted=indices_are_sorted)
     if own is None:
-        return (weights / rows(jnp.where(total > 0, total, 1), ids)).astype(logits.dtype), None
+        return weights, None, jnp.where(total > 0, total, 1)
     loop = jnp.exp(own.astype(wide.dtype) - top)
-    total = total + loop
-    return (weights / rows(total, ids)).astype(logits.dtype), (loop / total).astype(logits.dtype)
+    return weights, loop, total + loop
+
+
+def weighted_sum(
+    weights: Float[Array, "e h"],
+    data: Float[Array, "n h f"],
+    edge_index: Int[Array, "2 e"],
+    *,
+    indices_are_sorted: bool = False,
+) -> Float[Array, "n h f"]:
+    """For each node the sum over the edges into it of the edge's weights times the row of its source."""
+    data = data.astype(weights.dtype)
+    # A CPU spends more time on touching new memory than on sums; several devices would have to combine
+    # their sums after every block.
+    if jax.default_backend() == "cpu" and jax.device_count() == 1 and weights.shape[0] > BLOCK:
+        return blockwise(indices_are_sorted, weights, data, edge_index)
+    messages = weights[..., None] * rows(data, edge_index[0])
+    return segment_sum(messages, edge_index[1], data.shape[0], indices_are_sorted=indices_are_sorted)
+
+
+BLOCK = 8192
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def blockwise(indices_are_sorted: bool, weights, data, edge_index):
+    """`weighted_sum` over BLOCK edges at a time, whose messages do not leave the cache, nor does their gradient.
+
+    Refuses forward differentiation (jax.jvp), as every hand-written gradient.
+    """
+
+    def add(y, block):
+        weight, (source, target) = block
+        y = y.at[target].add(weight[..., None] * rows(data, source), indices_are_sorted=indices_are_sorted)
+        return y, None
+
+    return jax.lax.scan(add, jnp.zeros_like(data), _blocks(weights, edge_index, data.shape[0]))[0]
+
+
+def _blockwise_forward(indices_are_sorted, weights, data, edge_index):
+    return blockwise(indices_are_sorted, weights, data, edge_index), (weights, data, edge_index)
+
+
+def _blockwise_backward(indices_are_sorted, kept, d_y):
+    weights, data, edge_index = kept
+
+    def add(d_data, block):
+        weight, (source, target) = block
+        d = rows(d_y, target)
+        return d_data.at[source].add(weight[..., None] * d), (d * rows(data, source)).sum(-1)
+
+    d_data, d_weights = jax.lax.scan(add, jnp.zeros_like(data), _blocks(weights, edge_index, data.shape[0]))
+    return d_weights.reshape(-1, weights.shape[1])[: len(weights)], d_data, None
+
+
+blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+def _blocks(weights, edge_index, nodes):
+    """Blocks of edges; the last one is filled up with edges of weight 0 to a node that is not there."""
+    more = -len(weights) % BLOCK
+    weights = jnp.pad(weights, ((0, more), (0, 0)))
+    source = jnp.pad(edge_index[0], (0, more))
+    target = jnp.pad(edge_index[1], (0, more), constant_values=nodes)
+    ends = source.reshape(-1, BLOCK), target.reshape(-1, BLOCK)
+    return weights.reshape(-1, BLOCK, weights.shape[1]), ends
 
 
 SEGMENTS = {"add": segment_sum, "sum": segment_sum, "mean": segment_mean, "max": segment_max}
@@ -251,8 +324,8 @@ class GCNConv(Module):
             weight = rows(inverse, source) * weight * rows(inverse, target)
             loop = inverse * loop * inverse
         h = self.lin(x)
-        messages = weight.astype(h.dtype)[:, None] * rows(h, source)
-        y = segment_sum(messages, target, nodes, indices_are_sorted=indices_are_sorted)
+        sums = weighted_sum(weight[:, None], h[:, None], edge_index, indices_are_sorted=indices_are_sorted)
+        y = sums[:, 0].astype(h.dtype)
         if self.add_self_loops:
             y = y + loop.astype(h.dtype)[:, None] * h
         y = or_nan(y, edge_index, nodes)
@@ -335,7 +408,7 @@ class GATConv(Module):
                 own = own + self._edge_logits(filled)
             elif own is not None and not isinstance(self.fill_value, str):
                 own = own + self._edge_logits(jnp.full((1, edge_attr.shape[1]), self.fill_value, x.dtype))
-        weights, loop = segment_softmax(
+        weights, loop, total = _exponentials(
             leaky_relu(logits, self.negative_slope),
             target,
             nodes,
@@ -343,10 +416,11 @@ class GATConv(Module):
             None if own is None else leaky_relu(own, self.negative_slope),
             indices_are_sorted=indices_are_sorted,
         )
-        messages = self.dropout(weights)[..., None] * rows(h, source)
-        y = segment_sum(messages, target, nodes, indices_are_sorted=indices_are_sorted)
+        y = weighted_sum(self.dropout(weights), h, edge_index, indices_are_sorted=indices_are_sorted)
         if loop is not None:
-            y = y + self.dropout(loop)[..., None] * h
+            y = y + self.dropout(loop)[..., None] * h.astype(y.dtype)
+        # The softmax's division, once for each node instead of once for each edge.
+        y = (y / total[..., None]).astype(x.dtype)
         y = y.reshape(nodes, -1) if self.concat else y.mean(1)
         y = or_nan(y, edge_index, nodes)
         if self.residual:
