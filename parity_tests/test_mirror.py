@@ -20,7 +20,7 @@ TWINS = sorted(
     f"{room}/{stem}" for room in ("models", "nn") for stem in stems(f"jaxarch/{room}") & stems(f"torchref/{room}")
 )
 # Layers that torch has itself, and what only JAX needs.
-JAX_ONLY = {"containers", "conv", "dropout", "linear", "module", "norm", "pool"}
+JAX_ONLY = {"containers", "conv", "cudnn", "dropout", "linear", "module", "norm", "pool"}
 
 
 def tree(package, twin):

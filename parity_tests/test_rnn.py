@@ -16,7 +16,7 @@ import torchref.nn as reference
 from jaxarch import nn, state
 from jaxarch.convert import load_state_dict, to_state_dict
 from jaxarch.errors import DataError, UsageError
-from jaxarch.nn import rnn
+from jaxarch.nn import cudnn, rnn
 
 BATCH, STEPS, WIDTH, HIDDEN = 5, 6, 3, 4
 UNSORTED = np.array([3, 6, 1, 6, 4])
@@ -230,6 +230,43 @@ def test_a_sequence_cut_in_two_is_one(kind):
     second, final = ours(x[:, 2:], None, carried)
     for a, b in zip(leaves(jnp.concatenate([first, second], 1), final), leaves(*ours(x)), strict=True):
         close(a, b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_cudnn_is_given(bias, monkeypatch, caplog):
+    """JAX's reference in the kernel's place: the packed weights mean what the layer's mean, gradients too."""
+    from jax.experimental import rnn as experimental
+
+    layer = nn.LSTM(WIDTH, HIDDEN, **DEEP, bias=bias, batch_first=False, rngs=nnx.Rngs(0))
+    graph, params, rest = state.split(layer)
+    params = {k: v.astype(jnp.float32) for k, v in params.items()}
+    x = jnp.asarray(draw(1, STEPS, BATCH, WIDTH), jnp.float32)
+    states = tuple(jnp.asarray(draw(k, 4, BATCH, HIDDEN), jnp.float32) for k in (2, 3))
+    used = []
+
+    def kernel(x, h, c, weights, lengths, *sizes):
+        used.append(sizes)
+        *shape, dropout, both = sizes
+        parts = experimental.unpack_lstm_weights(weights, *shape, both)
+        return experimental.lstm_ref(x, h, c, *parts, lengths, *shape, dropout, both)
+
+    def loss(params):
+        y, (h, c) = state.merge(graph, params, rest)(x, None, states)
+        return (y**2).sum() + jnp.sin(h).sum() + jnp.cos(c).sum()
+
+    expected = jax.jit(jax.value_and_grad(loss))(params)
+    monkeypatch.setattr(experimental, "lstm", kernel)
+    monkeypatch.setattr(cudnn, "_told", set())
+    monkeypatch.setattr(cudnn, "_on", True)
+    layer(x.astype(float))
+    assert "not by cuDNN, but by XLA: no CUDA GPU; not float32" in caplog.text
+    monkeypatch.setattr(cudnn, "_has_cuda", lambda: True)
+    narrow = state.merge(graph, params, rest)
+    narrow(x, jnp.full(BATCH, 2))
+    assert not used
+    found = jax.jit(jax.value_and_grad(loss))(params)
+    assert used == [(WIDTH, HIDDEN, 2, 0.0, True)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])

@@ -17,6 +17,7 @@ from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from jaxarch.nn.blocks1d import Conv1DBlock, ParallelConv1d, ResidualBlock1d
 from jaxarch.nn.containers import ModuleDict, ModuleList, Sequential
 from jaxarch.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
+from jaxarch.nn.cudnn import cudnn_lstm
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
 from jaxarch.nn.efficient_attention import (
     LinformerAttention,

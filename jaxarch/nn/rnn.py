@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxarch.errors import DataError, UsageError, unknown
-from jaxarch.nn import init
+from jaxarch.nn import cudnn, init
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.module import Module
 
@@ -363,7 +363,8 @@ class RNN(Recurrent):
 class LSTM(Recurrent):
     """Gates in the order i, f, g, o (Hochreiter and Schmidhuber 1997); the state is (h, c).
 
-    Shapes and errors: `Recurrent`.
+    On an NVIDIA GPU cuDNN computes it where that fits, once `cudnn_lstm()` has been called. Shapes and errors:
+    `Recurrent`.
     """
 
     def __init__(
@@ -389,6 +390,11 @@ class LSTM(Recurrent):
         initial_state: tuple[Float[Array, "l n h"], Float[Array, "l n h"]] | None = None,
     ) -> tuple[Float[Array, "b t o"], tuple[Float[Array, "l n h"], Float[Array, "l n h"]]]:
         states = (self._zeros(x), self._zeros(x)) if initial_state is None else initial_state
+        if cudnn.serves(self, x, lengths):
+            turned = x if self.batch_first else x.swapaxes(0, 1)
+            self._check(turned.shape[2], turned.shape[0], None, states)
+            y, h, c = cudnn.lstm(self, turned, *states)
+            return y if self.batch_first else y.swapaxes(0, 1), (h, c)
         y, (h, c) = self._run(x, lengths, states)
         return y, (h, c)
 
