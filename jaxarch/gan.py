@@ -1,4 +1,4 @@
-"""What training of adversaries needs beside losses: the gradient penalty and feature matching."""
+"""What training of adversaries needs beside losses: gradient penalties and feature matching."""
 
 from collections.abc import Callable
 
@@ -21,6 +21,16 @@ def gradient_penalty(
     at = real + mix.reshape(-1, *(1,) * (real.ndim - 1)) * (fake - real)
     gradient = jax.grad(lambda x: critic(x).sum())(jax.lax.stop_gradient(at))
     return jnp.square(norms(gradient.reshape(len(at), -1)) - 1).mean()
+
+
+def real_penalty(
+    critic: Callable[[Array], Array],
+    real: Float[Array, "b *s"],
+) -> Float[Array, ""]:
+    """R1: the squared norm of the critic's input gradient at real (B, ...), on average (Mescheder et al. 2018,
+    arXiv:1801.04406)."""
+    gradient = jax.grad(lambda x: critic(x).sum())(real)
+    return jnp.square(gradient.reshape(len(real), -1)).sum(1).mean()
 
 
 def norms(rows: Float[Array, "b n"]) -> Float[Array, " b"]:

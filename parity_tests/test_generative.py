@@ -14,9 +14,12 @@ from jaxarch import diffusion, gan, nn, state
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.parity import Pair, check
+from jaxarch.train import step
 from jaxarch.train.optim import _promoting
+from jaxarch.train.tasks import gan as gan_task
 from torchref import diffusion as reference
 from torchref import gan as reference_gan
+from torchref import losses as torch_losses
 from torchref import nn as reference_nn
 
 BOUND = 1e-10
@@ -156,8 +159,8 @@ def rows_close(pair, ours, theirs):
         assert np.linalg.norm(found[key] - value.detach().numpy()) / scale < BOUND, key
 
 
-def test_penalty_has_torchs_second_derivatives():
-    """Of the weights and of the penalty itself; also where the gradient is zero, for all images or for one."""
+def test_penalties_have_torchs_second_derivatives():
+    """WGAN-GP's and R1's values and gradients, also where the slope is zero for all images or for one."""
     _, pair = adversaries()
     pair.reset(train=True)
     graph, params, rest = state.split(pair.model)
@@ -165,90 +168,149 @@ def test_penalty_has_torchs_second_derivatives():
 
     @jax.jit
     def both(params, real, fake, mix, dead):
-        def penalty(params):
+        def penalties(params):
             critic = state.merge(graph, params, rest)
-            return gan.gradient_penalty(lambda x: critic(x * dead[:, None, None, None]), real, fake, mix)
 
-        return jax.value_and_grad(penalty)(params)
+            def score(x):
+                return critic(x * dead[:, None, None, None])
+
+            # Of the two the weights' gradients are those of their sum.
+            found = gan.gradient_penalty(score, real, fake, mix), gan.real_penalty(score, real)
+            return sum(found), jnp.stack(found)
+
+        (_, values), gradients = jax.value_and_grad(penalties, has_aux=True)(params)
+        return values, gradients
 
     for dead in (np.ones(4), np.array([1.0, 0.0, 1.0, 1.0]), np.zeros(4)):
-        value, gradients = both(
+        values, gradients = both(
             params, *map(jnp.asarray, (channels_last(real), channels_last(fake), mix, dead))
         )
         scale = torch.from_numpy(dead)[:, None, None, None]
         tensors = [torch.from_numpy(a) for a in (real, fake, mix)]
-        theirs = reference_gan.gradient_penalty(lambda x, s=scale: pair.torch(x * s), *tensors)
+        score = lambda x, s=scale: pair.torch(x * s)  # noqa: E731
+        theirs = torch.stack(
+            [reference_gan.gradient_penalty(score, *tensors), reference_gan.real_penalty(score, tensors[0])]
+        )
         named = dict(pair.torch.named_parameters())
-        found = torch.autograd.grad(theirs, list(named.values()), allow_unused=True)
-        assert error(value, theirs) < BOUND
+        found = torch.autograd.grad(theirs.sum(), list(named.values()), allow_unused=True)
+        assert error(values, theirs) < BOUND
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), found, strict=True)]
         rows_close(pair, gradients, dict(zip(named, filled, strict=True)))
         if not dead.any():
-            assert float(value) == 1.0
+            assert values.tolist() == [1.0, 0.0]
             assert all(not np.any(g) for g in gradients.values())
 
 
-def test_alternating_steps_equal_torch():
-    """Five rounds of a WGAN-GP critic and its generator, each with its own Adam and learning rate."""
-    pairs = adversaries()
-    rates, betas = (1e-3, 4e-3), (0.5, 0.9)
-    for pair in pairs:
+RIVALS = {
+    "penalty": {"kind": "wasserstein", "penalty": 10.0, "critic_steps": 2, "feature_matching": 1.0},
+    "clipped": {"kind": "wasserstein", "penalty": 0.0, "critic_steps": 1, "weight_clip": 0.02},
+    "smoothed": {
+        "kind": "non_saturating",
+        "penalty": 0.5,
+        "penalty_at": "real",
+        "critic_steps": 1,
+        "real_target": 0.9,
+    },
+}
+
+
+@pytest.mark.parametrize("options", RIVALS.values(), ids=RIVALS)
+def test_alternating_steps_equal_torch(options):
+    """Five steps of the trainer, each rival with its own Adam and learning rate, and an averaged generator."""
+    pairs = dict(zip(("generator", "critic"), adversaries(), strict=True))
+    rates, betas, average = {"critic": 4e-3, "generator": 1e-3}, (0.5, 0.9), 0.8
+    for pair in pairs.values():
         pair.reset(train=True)
-    (g_graph, g, g_rest), (c_graph, c, c_rest) = (state.split(p.model) for p in pairs)
-    optimizers = [_promoting(optax.adam(rate, *betas)) for rate in rates]
-    rng = np.random.default_rng(3)
-    rounds = [
-        (images(10 + i), rng.normal(size=(4, 6)), rng.normal(size=(4, 6)), rng.random(4)) for i in range(5)
-    ]
+    task = gan_task.make("discriminator", "tiny", latent=6, **options)
+    rivals = gan_task.Adversaries(pairs["generator"].model, pairs["critic"].model)
+    optimizers = {k: _promoting(optax.adam(rate, *betas)) for k, rate in rates.items()}
+    move = step.make_train_step(state.split(rivals).graph, task, optimizers, average=average)
+    # The step takes the buffers that it is given: they are the pairs'.
+    now = jax.tree.map(np.array, step.create_state(lambda: rivals, task, optimizers, average=True))
+    sides = {k: pair.torch for k, pair in pairs.items()}
+    adams = {k: torch.optim.Adam(m.parameters(), lr=rates[k], betas=betas) for k, m in sides.items()}
+    means = {k: v.detach().clone() for k, v in sides["generator"].named_parameters()}
+    for i in range(5):
+        real, draws = images(10 + i), 0
+        for name in ("critic",) * options["critic_steps"] + ("generator",):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), draws)
+            drawn, draws = task.draw(key, {"x": np.zeros((4, 1))}), draws + 1
+            z, mix = (torch.from_numpy(np.array(drawn[k])) for k in ("z", "mix"))
+            adams[name].zero_grad()
+            rival_loss(name, sides, torch.from_numpy(real), z, mix, **options).backward()
+            adams[name].step()
+            if name == "critic" and "weight_clip" in options:
+                with torch.no_grad():
+                    for p in sides["critic"].parameters():
+                        p.clamp_(-options["weight_clip"], options["weight_clip"])
+        for k, v in sides["generator"].named_parameters():
+            means[k].lerp_(v.detach(), 1 - average)
+        now, told = move(now, {"x": jnp.asarray(channels_last(real))})
+    assert np.isfinite(float(told["loss"]))
 
-    @jax.jit
-    def ours(g, c, g_state, c_state, real, first, second, mix):
-        def critic_loss(c):
-            critic = state.merge(c_graph, c, c_rest)
-            fake = state.merge(g_graph, g, g_rest)(first)
-            return (
-                critic(fake).mean() - critic(real).mean() + 10 * gan.gradient_penalty(critic, real, fake, mix)
-            )
+    def part(values, name):
+        return {k.removeprefix(f"{name}."): v for k, v in values.items() if k.startswith(f"{name}.")}
 
-        updates, c_state = optimizers[1].update(jax.grad(critic_loss)(c), c_state)
-        c = optax.apply_updates(c, updates)
-
-        def generator_loss(g):
-            critic, fake = state.merge(c_graph, c, c_rest), state.merge(g_graph, g, g_rest)(second)
-            _, of_real = critic(real, return_features=True)
-            score, of_fake = critic(fake, return_features=True)
-            return gan.feature_matching(of_real, of_fake) - score.mean()
-
-        updates, g_state = optimizers[0].update(jax.grad(generator_loss)(g), g_state)
-        return optax.apply_updates(g, updates), c, g_state, c_state
-
-    states = [o.init(p) for o, p in zip(optimizers, (g, c), strict=True)]
-    generator, critic = (p.torch for p in pairs)
-    adams = [
-        torch.optim.Adam(m.parameters(), lr=rate, betas=betas)
-        for m, rate in zip((generator, critic), rates, strict=True)
-    ]
-    for real, *others in rounds:
-        g, c, *states = ours(g, c, *states, *map(jnp.asarray, (channels_last(real), *others)))
-        real, first, second, mix = (torch.from_numpy(a) for a in (real, *others))
-        fake = generator(first).detach()
-        loss = critic(fake).mean() - critic(real).mean()
-        loss = loss + 10 * reference_gan.gradient_penalty(critic, real, fake, mix)
-        adams[1].zero_grad()
-        loss.backward()
-        adams[1].step()
-        score, of_fake = critic(generator(second), return_features=True)
-        _, of_real = critic(real, return_features=True)
-        adams[0].zero_grad()
-        (reference_gan.feature_matching(of_real, of_fake) - score.mean()).backward()
-        adams[0].step()
-    for pair, params, optimizer, (adam, *_) in zip(pairs, (g, c), adams, states, strict=True):
+    for name, pair in pairs.items():
         named = dict(pair.torch.named_parameters())
         moved = max(float((named[k] - pair.weights[k]).detach().abs().max()) for k in named)
         assert moved > 1e-3
-        rows_close(pair, params, named)
+        rows_close(pair, part(now.params, name), named)
+        adam, *_ = now.opt_state[name]
         for slot, values in (("exp_avg", adam.mu), ("exp_avg_sq", adam.nu)):
-            rows_close(pair, values, {k: optimizer.state[p][slot] for k, p in named.items()})
+            expected = {k: adams[name].state[p][slot] for k, p in named.items()}
+            rows_close(pair, part(values, name), expected)
+    rows_close(pairs["generator"], part(now.average, "generator"), means)
+
+
+def rival_loss(
+    name,
+    sides,
+    real,
+    z,
+    mix,
+    *,
+    kind,
+    penalty,
+    penalty_at="between",
+    feature_matching=0.0,
+    real_target=1.0,
+    **_,
+):
+    """What the rival minimises, in torch."""
+    generator, critic = sides["generator"], sides["critic"]
+    fake = generator(z)
+    if name == "generator":
+        score, found = critic(fake, return_features=True)
+        loss = torch_losses.gan_generator_loss(score, kind=kind)
+        apart = reference_gan.feature_matching(critic(real, return_features=True)[1], found)
+        return loss + feature_matching * apart if feature_matching else loss
+    fake = fake.detach()
+    if real_target < 1:
+        wanted = torch.full((len(real), 1), real_target, dtype=torch.float64)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(critic(real), wanted)
+        loss = loss + torch.nn.functional.softplus(critic(fake)).mean()
+    else:
+        loss = torch_losses.gan_discriminator_loss(critic(real), critic(fake), kind=kind)
+    if penalty_at == "real":
+        return loss + penalty * reference_gan.real_penalty(critic, real)
+    return loss + penalty * reference_gan.gradient_penalty(critic, real, fake, mix) if penalty else loss
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"penalty_at": "fake"}, "unknown penalty_at"),
+        ({"kind": "hinge", "real_target": 0.9}, "real_target has no effect on the loss hinge"),
+        (
+            {"critic": "stylegan_discriminator", "feature_matching": 1.0},
+            "stylegan_discriminator gives no features",
+        ),
+    ],
+)
+def test_adversaries_say_what_does_not_fit(options, says):
+    with pytest.raises(UsageError, match=says):
+        gan_task.make(**options)
 
 
 # ------------------------------------------------------------------------------------- layers and mutants

@@ -1,4 +1,4 @@
-"""What training of adversaries needs beside losses: the gradient penalty and feature matching."""
+"""What training of adversaries needs beside losses: gradient penalties and feature matching."""
 
 from collections.abc import Callable
 
@@ -16,6 +16,14 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     at = at.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(critic(at).sum(), at, create_graph=True)
     return (gradient.flatten(1).norm(2, 1) - 1).square().mean()
+
+
+def real_penalty(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """R1: the squared norm of the critic's input gradient at real (B, ...), on average (Mescheder et al. 2018,
+    arXiv:1801.04406)."""
+    at = real.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(at).sum(), at, create_graph=True)
+    return gradient.flatten(1).square().sum(1).mean()
 
 
 def feature_matching(real: Tensor, fake: Tensor) -> Tensor:

@@ -157,7 +157,10 @@ def make_train_step(
                 changes, opt_state[name] = optimizers[name].update(gradients, opt_state[name], own)
                 if monitor:
                     told["monitor"] |= monitor.measure(own, gradients, changes, before.step)
-                params = {**params, **optax.apply_updates(own, changes)}
+                moved = optax.apply_updates(own, changes)
+                if update.bound:
+                    moved = {k: jnp.clip(v, -update.bound, update.bound) for k, v in moved.items()}
+                params = {**params, **moved}
                 told["grad_norm"] = optax.tree.norm(gradients)
             alone = len(task.updates) == 1
             metrics |= {k if alone else f"{k}_{name}": v for k, v in told.items()}

@@ -31,12 +31,14 @@ class Update:
     """One optimizer's part of a step: the loss and the glob of the paths that it trains.
 
     `loss(model, batch)` is a scalar, or a scalar and a dictionary of further scalars for the log.
-    `times`: how often in a row, each time with another draw.
+    `times`: how often in a row, each time with another draw. `bound`: the weights are cut to [-bound, bound]
+    after each; 0 for none.
     """
 
     loss: Loss
     trains: str = "*"
     times: int = 1
+    bound: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
-"""A generator against a critic. Goodfellow et al. 2014, arXiv:1406.2661; Gulrajani et al. 2017, arXiv:1704.00028."""
+"""A generator against a critic. Goodfellow et al. 2014, arXiv:1406.2661; Arjovsky et al. 2017, arXiv:1701.07875;
+Gulrajani et al. 2017, arXiv:1704.00028."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -7,12 +9,14 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxarch import catalog, nn
-from jaxarch.errors import unknown
+from jaxarch.errors import UsageError, unknown
 from jaxarch.gan import feature_matching as apart
-from jaxarch.gan import gradient_penalty
+from jaxarch.gan import gradient_penalty, real_penalty
 from jaxarch.train import quality
 from jaxarch.train.losses import GAN_KINDS, gan_discriminator_loss, gan_generator_loss
 from jaxarch.train.tasks import Batch, Task, Update
+
+PENALTIES = ("between", "real")
 
 
 class Adversaries(nn.Module):
@@ -28,6 +32,8 @@ def make(
     latent: int = 32,
     kind: str = "wasserstein",
     penalty: float = 10.0,
+    penalty_at: str = "between",
+    weight_clip: float = 0.0,
     critic_steps: int = 3,
     conditional: bool = False,
     noise: int = 0,
@@ -41,6 +47,8 @@ def make(
         latent: the width of the noise (the generator's latent_dim).
         kind: the loss (`gan_discriminator_loss`).
         penalty: the factor of the gradient penalty; 0 for none.
+        penalty_at: "between" real and generated pictures the slope shall be 1 (WGAN-GP), at "real" ones 0 (R1).
+        weight_clip: the first WGAN's bound on each of the critic's weights, instead of a penalty; 0 for none.
         conditional: both take the labels.
         noise: how many numbers a picture the generator takes besides the latent, as StyleGAN's layers do.
         feature_matching: the factor of the squared distance of mean features.
@@ -48,11 +56,19 @@ def make(
             (Salimans et al. 2016, arXiv:1606.03498).
 
     Raises:
-        UsageError: unknown critic, variant or kind.
+        UsageError: unknown critic, variant, kind or penalty_at; an option that kind or critic do not take.
     """
     if kind not in GAN_KINDS:
         raise unknown("GAN loss", kind, GAN_KINDS)
+    if penalty_at not in PENALTIES:
+        raise unknown("penalty_at", penalty_at, PENALTIES)
+    smoothed = real_target < 1
+    if smoothed and kind not in ("minimax", "non_saturating"):
+        raise UsageError(f"real_target has no effect on the loss {kind}, which knows no probabilities")
     catalog.arguments(critic, critic_variant)
+    called = inspect.signature(catalog.model_class(critic).__call__).parameters
+    if feature_matching and "return_features" not in called:
+        raise UsageError(f"critic {critic} gives no features to match: leave feature_matching out")
 
     def wrap(model: nnx.Module, sample: Batch, classes: int, rngs: nnx.Rngs) -> nnx.Module:
         return Adversaries(model, catalog.create_model(critic, critic_variant, rngs=rngs))
@@ -76,13 +92,20 @@ def make(
     def critic_loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         real, given = batch["x"], labels(batch)
         fake = generated(model, batch)
-        scores = model.critic(real, *given), model.critic(fake, *given)
+
+        def score(x: Array) -> Array:
+            return model.critic(x, *given)
+
+        scores = score(real), score(fake)
         loss = gan_discriminator_loss(*scores, kind=kind)
-        if real_target < 1 and kind in ("minimax", "non_saturating"):
+        if smoothed:
             loss = loss + (1 - real_target) * scores[0].mean()
         told = {"gap": scores[0].mean() - scores[1].mean()}
         if penalty:
-            slope = gradient_penalty(lambda x: model.critic(x, *given), real, fake, batch["mix"])
+            between = penalty_at == "between"
+            slope = (
+                gradient_penalty(score, real, fake, batch["mix"]) if between else real_penalty(score, real)
+            )
             loss, told = loss + penalty * slope, {**told, "penalty": slope}
         return loss, told
 
@@ -103,7 +126,7 @@ def make(
 
     return Task(
         updates={
-            "critic": Update(loss=critic_loss, trains="critic.*", times=critic_steps),
+            "critic": Update(loss=critic_loss, trains="critic.*", times=critic_steps, bound=weight_clip),
             "generator": Update(loss=generator_loss, trains="generator.*"),
         },
         tally=tally,
