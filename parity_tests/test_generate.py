@@ -1,17 +1,20 @@
 """The causal language model and its decoding: cached = recomputed, both frameworks draw the same tokens."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from jaxarch import catalog, state
 from jaxarch.convert import load_state_dict
-from jaxarch.errors import DataError, UsageError
-from jaxarch.generate import choose, generate
+from jaxarch.errors import DataError
+from jaxarch.generate import _sample, _search, choose, generate, penalize
+from jaxarch.parity.pair import unweighted
 from torchref.generate import choose as torch_choose
 from torchref.generate import generate as torch_generate
 
@@ -33,7 +36,7 @@ def pair(variant="tiny", **overrides):
     with torch.no_grad():
         for p in t.parameters():
             p.normal_(std=0.3)
-    j = catalog.create_model(NAME, variant, **overrides)
+    j = unweighted(lambda: catalog.create_model(NAME, variant, **overrides))
     load_state_dict(j, t.state_dict())
     j.eval()
     return t, j
@@ -103,14 +106,115 @@ def test_end_of_sequence_and_keys():
     assert torch.equal(a, b)
 
 
-def test_one_compilation_serves_all_steps():
-    from jaxarch.generate import _run
+def both(t, j, ids, new, **settings):
+    """What jaxarch writes, which is what torchref writes."""
+    arrays = {k: jnp.asarray(v) for k, v in settings.items() if isinstance(v, np.ndarray)}
+    tensors = {k: torch.tensor(v) for k, v in settings.items() if isinstance(v, np.ndarray)}
+    plain = {k: v for k, v in settings.items() if k not in arrays}
+    got = np.asarray(generate(j, jnp.asarray(ids), new, **plain, **arrays))
+    assert np.array_equal(got, torch_generate(t, torch.tensor(ids), new, **plain, **tensors))
+    return got
 
-    _, j = pair("tiny_local")
-    before = _run._cache_size()
-    for seed in (3, 4):
-        generate(j, jnp.asarray(tokens(seed, 5)), 6)
-    assert _run._cache_size() == before + 1
+
+LENGTHS = np.array([4, 6, 1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 3.0, "repetition_penalty": 1.7, "eos_token_id": [3, 7, 20, 21]},
+        {"beam_size": 3, "length_penalty": 1.0, "eos_token_id": [3, 7, 20, 21]},
+    ],
+    ids=["sampled", "beams"],
+)
+def test_prompts_of_unequal_length_go_on_as_if_alone(settings):
+    """Also under one compilation, whatever the prompts, lengths and draws; padding is never read."""
+    t, j = pair("tiny_relative")
+    counted = _search if "beam_size" in settings else _sample
+    before, seen = counted._cache_size(), set()
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        ids, draws, lengths = rng.integers(0, V, (B, 6)), rng.random((B, 5)), np.roll(LENGTHS, seed)
+        given = {"uniforms": draws} if "temperature" in settings else {}
+        rows = both(t, j, ids, 5, **settings, **given, lengths=lengths)
+        noise = np.where(np.arange(6) < lengths[:, None], ids, -100)
+        assert np.array_equal(both(t, j, noise, 5, **settings, **given, lengths=lengths), rows)
+        assert counted._cache_size() == before + 1
+        for i, n in enumerate(lengths):
+            one = {"uniforms": torch.tensor(draws[i : i + 1])} if given else {}
+            alone = torch_generate(t, torch.tensor(ids[i : i + 1, :n]), 5, **settings, **one)[0]
+            assert np.array_equal(rows[i, : n + 5], alone)
+            assert (rows[i, n + 5 :] == 3).all()
+            new = [int(x) for x in alone[n:]]
+            ends = [k for k, x in enumerate(new) if x in settings["eos_token_id"]]
+            if ends:
+                assert set(new[ends[0] + 1 :]) <= {3}
+                seen |= set(new[: ends[0] + 1]) & set(settings["eos_token_id"])
+    assert seen - {3}, "no row ended early, so this shows nothing"
+
+
+def test_transformers_writes_the_same_tokens():
+    """Greedy with a repetition penalty, and beams, on GPT-2 of the hub; penalty and filters one by one."""
+    config = transformers.GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=None
+    )
+    torch.manual_seed(0)
+    witness = transformers.GPT2LMHeadModel(config).double().eval()
+    with torch.no_grad():
+        for p in witness.parameters():
+            p.normal_(std=0.4)
+    t = catalog.create_model("gpt2", "tiny", package="torchref").double().eval()
+    t.load_state_dict({k: v for k, v in witness.state_dict().items() if k != "lm_head.weight"})
+    j = unweighted(lambda: catalog.create_model("gpt2", "tiny"))
+    load_state_dict(j, t.state_dict())
+    ids = tokens(3, 4)
+    asked = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    mask = torch.ones(ids.shape, dtype=torch.long)
+    seen = []
+    for ours, theirs in (
+        ({"repetition_penalty": 1.8}, {"repetition_penalty": 1.8}),
+        ({"beam_size": 4}, {"num_beams": 4, "length_penalty": 0.0}),
+    ):
+        want = witness.generate(torch.tensor(ids), attention_mask=mask, **asked, **theirs).numpy()
+        assert np.array_equal(both(t, j, ids, 9, **ours), want)
+        seen.append(want)
+    greedy = torch_generate(t, torch.tensor(ids), 9)
+    assert not any(np.array_equal(greedy, x) for x in seen)
+
+    logits = 2 * np.random.default_rng(0).normal(size=(B, V))
+    logits[:, 5] = logits[:, 6]  # what ties with the last one stays
+    given = torch.tensor(logits)
+    named = transformers.RepetitionPenaltyLogitsProcessor(1.8)(torch.tensor(ids), given)
+    written = jnp.ones((1, 4), bool)
+    assert error(penalize(jnp.asarray(logits), jnp.asarray(ids), written, 1.8), named) < 1e-15
+    u = np.random.default_rng(1).random((200, B))
+    for settings, filters in (
+        ({"top_k": 7}, [transformers.TopKLogitsWarper(7)]),
+        ({"top_p": 0.6}, [transformers.TopPLogitsWarper(0.6)]),
+        ({"top_k": 9, "top_p": 0.5}, [transformers.TopKLogitsWarper(9), transformers.TopPLogitsWarper(0.5)]),
+    ):
+        left = given / 1.3
+        for f in filters:
+            left = f(torch.tensor(ids), left)
+        draw = jax.vmap(lambda u, s=settings: choose(jnp.asarray(logits), u, 1.3, **s))(jnp.asarray(u))
+        assert set(map(int, np.asarray(draw)[:, 0])) == set(left[0].isfinite().nonzero()[:, 0].tolist())
+
+
+def test_a_wide_beam_finds_the_best_continuation():
+    t, j = pair("tiny", vocab_size=4, n_layers=1)
+    ids = np.array([[1, 2], [3, 0], [2, 2]])
+    got = both(t, j, ids, 3, beam_size=16, eos_token_id=0, length_penalty=1.0)
+    for row, found in zip(ids, got[:, 2:], strict=True):
+        best, top = None, -np.inf
+        for words in itertools.product(range(4), repeat=3):
+            words = words[: words.index(0) + 1] if 0 in words else words
+            with torch.no_grad():
+                full = torch.tensor([[*row, *words]])
+                log_p = t(full)["logits"][0, 1:-1].log_softmax(-1).gather(1, full[0, 2:, None]).sum()
+            score = float(log_p) / ((5 + len(words)) / 6)
+            best, top = (words, score) if score > top else (best, top)
+        assert tuple(found[: len(best)]) == best
+        assert not found[len(best) :].any()
 
 
 def test_choice():
@@ -150,15 +254,28 @@ def test_choice():
         ({"top_k": 3}, "no effect"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 20}, r"26.*16"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"beam_size": 0}, "beam_size"),
+        ({"beam_size": 2, "temperature": 1.0}, "contradicts"),
+        ({"length_penalty": 1.0}, "no effect"),
+        ({"beam_size": 2, "length_penalty": -1.0}, "length_penalty"),
+        ({"eos_token_id": [1, 40]}, r"eos_token_id 40.*40"),
+        ({"lengths": np.array([1, 7, 2])}, r"\[1, 6\].*7"),
+        ({"lengths": np.array([1, 2])}, r"lengths must be 3 integers"),
+        ({"lengths": np.array([1.0, 2.0, 3.0])}, r"lengths must be 3 integers"),
     ],
 )
 def test_bad_requests(settings, text):
     t, j = pair()
     settings = {"max_new_tokens": 4, **settings}
-    with pytest.raises((UsageError, DataError), match=text):
-        generate(j, jnp.asarray(tokens(1, 6)), **settings)
-    with pytest.raises(ValueError, match=text):
-        torch_generate(t, torch.tensor(tokens(1, 6)), **settings)
+    for call, model, array in ((generate, j, jnp.asarray), (torch_generate, t, torch.tensor)):
+        given = {k: array(v) if isinstance(v, np.ndarray) else v for k, v in settings.items()}
+        with pytest.raises(ValueError, match=text):
+            call(model, array(tokens(1, 6)), **given)
+        with pytest.raises((ValueError, IndexError), match="out of range"):
+            call(model, array(tokens(1, 6) + V), 4)
+        with pytest.raises(ValueError, match="empty"):
+            call(model, array(tokens(1, 6)[:, :0]), 4)
 
 
 def loss_of(model, *arrays):

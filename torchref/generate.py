@@ -1,15 +1,45 @@
-"""Text from a causal language model: greedy or sampled, with a key-value cache.
+"""Text from a transformer: greedy, sampled or by beams, with a key-value cache.
 
-Works with every model that has `init_cache(batch, max_len)` and `decode(ids, cache)`. A token is drawn by
-inverting the cumulative distribution at a uniform number; jaxarch.generate draws the same token from the
-same number. `translate` is the same for encoder-decoder models, greedy or with beams.
+`generate` works with every model that has `init_cache(batch, max_len)`, `decode(ids, cache)` and
+`config.vocab_size`, `translate` with encoder-decoder models. A token is drawn by inverting the cumulative
+distribution at a uniform number; jaxarch.generate draws the same token from the same number.
+
+Prompts of unequal length stand at the left. The cache is filled for the longest and then set back to the
+shortest: from there on every row takes its own token where it has one, and the next of the model where it
+has none, so that all rows are at the same position and no position is shifted.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Sampling(NamedTuple):
+    """How the next token is taken from the logits; see `generate`."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
+class Beams(NamedTuple):
+    """How many beams there are, and how they are ranked; see `translate`."""
+
+    size: int
+    length_penalty: float
+    banned: int | None  # a token that is never written
+
+
+class Text(NamedTuple):
+    """What all ways of decoding share."""
+
+    new: int
+    repetition_penalty: float
+    stops: tuple[int, ...]
+    fill: int  # what a row holds after its end
 
 
 @torch.no_grad()
@@ -21,22 +51,36 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    beam_size: int = 1,
+    length_penalty: float = 0.0,
     key: torch.Generator | None = None,
     uniforms: Tensor | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """The prompts (B, T), continued by `max_new_tokens` tokens: (B, T + new).
 
     Temperature 0 takes the likeliest token. Otherwise tokens are sampled, among the `top_k` likeliest, then
     among the fewest whose probability reaches `top_p` (Holtzman et al. 2020, arXiv:1904.09751); tokens tied
     with the last of these stay. The draws come from `key`, or are given as `uniforms` (B, new) in [0, 1).
-    After `eos_token_id` a row holds only that token. Settings out of range or without effect, and prompts
-    that do not fit the model, are ValueErrors.
+    `repetition_penalty` divides the positive logits of tokens that the row holds and multiplies the negative
+    ones, before all else (Keskar et al. 2019, arXiv:1909.05858). `beam_size` above 1 searches as
+    `translate` does. `eos_token_id` is one token that ends a row, or several. `lengths` (B,) says where
+    prompts of unequal length end; each goes on right there. After its end a row holds the first of the
+    `eos_token_id`, or 0 if there is none. Settings out of range or without effect, and prompts that do not
+    fit the model, are ValueErrors, ids outside the vocabulary IndexErrors.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p)
-    batch, length = prompt_ids.shape
-    if length == 0:
+    check_search(temperature, repetition_penalty, beam_size, length_penalty)
+    stops = check_stops(eos_token_id, model.config.vocab_size)
+    batch, width = prompt_ids.shape
+    if width == 0:
         raise ValueError("the prompt is empty: give at least one token")
+    if lengths is not None:
+        lengths = check_lengths(lengths, batch, width).to(prompt_ids.device)
+        real = torch.arange(width, device=prompt_ids.device) < lengths[:, None]
+        prompt_ids = torch.where(real, prompt_ids, stops[0] if stops else 0)
     if temperature == 0:
         if key is not None or uniforms is not None:
             raise ValueError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
@@ -47,20 +91,48 @@ def generate(
         raise ValueError("sampling needs either key or uniforms")
     elif uniforms.shape != (batch, max_new_tokens):
         raise ValueError(f"uniforms have shape {tuple(uniforms.shape)}, needed is {(batch, max_new_tokens)}")
-    cache = model.init_cache(batch, length + max_new_tokens)
+    text = Text(max_new_tokens, float(repetition_penalty), stops, stops[0] if stops else 0)
+    lengths = torch.full((batch,), width, device=prompt_ids.device) if lengths is None else lengths
     training = model.training
     model.eval()
-    ids = prompt_ids
-    done = torch.zeros(batch, dtype=torch.bool, device=ids.device)
-    logits, cache = model.decode(prompt_ids, cache)
-    for i in range(max_new_tokens):
-        token = choose(logits[:, -1], uniforms[:, i].to(ids.device), temperature, top_k, top_p)
-        if eos_token_id is not None:
-            token = torch.where(done, eos_token_id, token)
-            done = done | (token == eos_token_id)
-        ids = torch.cat((ids, token[:, None].to(ids.dtype)), 1)
-        if i + 1 < max_new_tokens:
-            logits, cache = model.decode(token[:, None], cache)
+    if beam_size > 1:
+        ids = _search(model, text, Beams(beam_size, length_penalty, None), prompt_ids, lengths, None)
+    else:
+        ids = _sample(model, text, Sampling(temperature, top_k, top_p), prompt_ids, lengths, uniforms)
+    model.train(training)
+    return ids
+
+
+@torch.no_grad()
+def translate(
+    model: Any,
+    src_ids: Tensor,
+    max_new_tokens: int,
+    *,
+    bos_token_id: int,
+    eos_token_id: int,
+    beam_size: int = 1,
+    length_penalty: float = 0.0,
+) -> Tensor:
+    """The likeliest targets of sources (B, S) by beam search: (B, max_new_tokens), padded after the end.
+
+    The model has `encode(src)`, `init_cache(batch, max_len)`, `decode(ids, cache, memory, mask)` and
+    `config.pad_token_id`. `beam_size` 1 is greedy. Padding is never written before the end. Beams are ranked
+    by log p / ((5 + length) / 6)^length_penalty (Wu et al. 2016, arXiv:1609.08144); a finished one keeps its
+    place while its log p is among the best. Settings out of range or without effect, and sequences that do
+    not fit the model, are ValueErrors.
+    """
+    pad = model.config.pad_token_id
+    check_beams(max_new_tokens, beam_size, length_penalty, eos_token_id, pad)
+    if src_ids.shape[1] == 0:
+        raise ValueError("the source is empty: give at least one token")
+    text = Text(max_new_tokens, 1.0, (eos_token_id,), pad)
+    beams = Beams(beam_size, length_penalty, pad)
+    prompt = torch.full_like(src_ids[:, :1], bos_token_id)
+    lengths = torch.ones(len(src_ids), dtype=torch.int64, device=src_ids.device)
+    training = model.training
+    model.eval()
+    ids = _search(model, text, beams, prompt, lengths, src_ids)[:, 1:]
     model.train(training)
     return ids
 
@@ -79,6 +151,53 @@ def check_settings(
         raise ValueError(f"top_p must be in (0, 1], not {top_p}")
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise ValueError("temperature 0 is greedy: top_k and top_p have no effect, set temperature")
+
+
+def check_search(
+    temperature: float, repetition_penalty: float, beam_size: int, length_penalty: float
+) -> None:
+    """Refuse settings out of range, and those that contradict, with a ValueError."""
+    if not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
+        raise ValueError(f"repetition_penalty must be positive (1 is none), not {repetition_penalty}")
+    if beam_size < 1:
+        raise ValueError(f"beam_size must be at least 1, not {beam_size}")
+    if not (math.isfinite(length_penalty) and length_penalty >= 0):
+        raise ValueError(f"length_penalty must be 0 or positive, not {length_penalty}")
+    if beam_size == 1 and length_penalty:
+        raise ValueError("one beam has no rivals: length_penalty has no effect, set beam_size")
+    if beam_size > 1 and temperature > 0:
+        raise ValueError("beams draw nothing: temperature contradicts beam_size, set one")
+
+
+def check_stops(eos_token_id: int | Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
+    """The tokens that end a row; one outside the vocabulary is a ValueError."""
+    given = () if eos_token_id is None else eos_token_id
+    stops = (given,) if isinstance(given, int) else tuple(int(token) for token in given)
+    for token in stops:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"eos_token_id {token} is not in [0, {vocab_size})")
+    return stops
+
+
+def check_lengths(lengths: Tensor, batch: int, width: int) -> Tensor:
+    """How many tokens each prompt has; another shape, or a length outside [1, T], is a ValueError."""
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(
+            f"lengths must be {batch} integers, not {lengths.dtype} of shape {tuple(lengths.shape)}"
+        )
+    if lengths.numel() and not (lengths.min() >= 1 and lengths.max() <= width):
+        raise ValueError(f"lengths must be in [1, {width}], not {lengths.tolist()}")
+    return lengths
+
+
+def check_beams(max_new_tokens: int, beam_size: int, length_penalty: float, eos: int, pad: int) -> None:
+    """Refuse settings out of range, and those without effect, with a ValueError."""
+    check_settings(max_new_tokens, 0.0)
+    check_search(0.0, 1.0, beam_size, length_penalty)
+    if eos == pad:
+        raise ValueError(
+            f"eos_token_id {eos} is the model's pad_token_id: the end must be a token of its own"
+        )
 
 
 def choose(
@@ -109,79 +228,108 @@ def choose(
     return torch.minimum(tokens, last)
 
 
-@torch.no_grad()
-def translate(
-    model: Any,
-    src_ids: Tensor,
-    max_new_tokens: int,
-    *,
-    bos_token_id: int,
-    eos_token_id: int,
-    beam_size: int = 1,
-    length_penalty: float = 0.0,
-) -> Tensor:
-    """The likeliest targets of sources (B, S) by beam search: (B, max_new_tokens), padded after the end.
+def penalize(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V), lower where a token is among the ids (B, M) of its row; see `generate`."""
+    if penalty == 1:
+        return logits
+    seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
-    The model has `encode(src)`, `init_cache(batch, max_len)`, `decode(ids, cache, memory, mask)` and
-    `config.pad_token_id`. `beam_size` 1 is greedy. Padding is never written before the end. Beams are ranked
-    by log p / ((5 + length) / 6)^length_penalty (Wu et al. 2016, arXiv:1609.08144); a finished one keeps its
-    place while its log p is among the best. Settings out of range or without effect, and sequences that do
-    not fit the model, are ValueErrors.
-    """
-    beam, pad = beam_size, model.config.pad_token_id
-    check_beams(max_new_tokens, beam, length_penalty, eos_token_id, pad)
-    batch, device = len(src_ids), src_ids.device
-    if src_ids.shape[1] == 0:
-        raise ValueError("the source is empty: give at least one token")
-    cache = model.init_cache(batch * beam, max_new_tokens)
-    training = model.training
-    model.eval()
-    memory, mask = (x.repeat_interleave(beam, 0) for x in model.encode(src_ids))
-    dtype = torch.promote_types(memory.dtype, torch.float32)
-    ids = torch.full((batch, beam, max_new_tokens), pad, dtype=src_ids.dtype, device=device)
-    token = torch.full((batch, beam), bos_token_id, dtype=src_ids.dtype, device=device)
+
+def _sample(
+    model: Any, text: Text, sampling: Sampling, prompt: Tensor, lengths: Tensor, uniforms: Tensor
+) -> Tensor:
+    width, new = prompt.shape[1], text.new
+    first = int(lengths.min())
+    cache = _filled(model, prompt, first, width + new)
+    ids, done = _start(prompt, text), torch.zeros_like(lengths, dtype=torch.bool)
+    uniforms = uniforms.to(ids.device)
+    for i in range(first, width + new):
+        logits, cache = model.decode(ids[:, i - 1 : i], cache)
+        logits = penalize(logits[:, -1], ids[:, :i], text.repetition_penalty)
+        at = (i - lengths).clamp(0, new - 1)
+        token = choose(logits, uniforms.gather(1, at[:, None])[:, 0], *sampling)
+        token = torch.where(done | (i >= lengths + new), text.fill, token)
+        given = i < lengths
+        done = done | (~given & _among(token, text.stops))
+        ids[:, i] = torch.where(given, ids[:, i], token)
+        if (done | (i + 1 >= lengths + new)).all():
+            break
+    return ids
+
+
+def _search(
+    model: Any, text: Text, beams: Beams, prompt: Tensor, lengths: Tensor, src: Tensor | None
+) -> Tensor:
+    (batch, width), new, beam, device = prompt.shape, text.new, beams.size, prompt.device
+    memory = () if src is None else model.encode(src)
+    first = int(lengths.min())
+    # The last token is written and not read again.
+    cache = _filled(model, prompt, first, width + new - 1, *memory)
+    memory = tuple(x.repeat_interleave(beam, 0) for x in memory)
+    cache = _rows(cache, torch.arange(batch, device=device).repeat_interleave(beam))
+    ids = _start(prompt, text)[:, None].repeat(1, beam, 1)
+    ends = lengths + new
+    param = next(model.parameters())
+    dtype = torch.promote_types(param.dtype, torch.float32)
     # All beams start alike: only the first counts, or they would stay alike.
     scores = torch.full((batch, beam), -math.inf, dtype=dtype, device=device)
     scores[:, 0] = 0
-    lengths = torch.zeros(batch, beam, dtype=torch.int32, device=device)
+    counts = torch.zeros(batch, beam, dtype=torch.int32, device=device)
     done = torch.zeros(batch, beam, dtype=torch.bool, device=device)
-    for i in range(max_new_tokens):
-        logits, cache = model.decode(token.reshape(-1, 1), cache, memory, mask)
-        logits = logits[:, -1].to(dtype).reshape(batch, beam, -1)
-        vocab = logits.shape[-1]
-        padding = torch.arange(vocab, device=device) == pad
-        log_p = logits.masked_fill(padding, -math.inf).log_softmax(-1)
+    for i in range(first, width + new):
+        logits, cache = model.decode(ids[:, :, i - 1].reshape(-1, 1), cache, *memory)
+        flat = ids.reshape(batch * beam, -1)
+        logits = penalize(logits[:, -1].to(dtype), flat[:, :i], text.repetition_penalty)
+        vocab = torch.arange(logits.shape[-1], device=device)
+        if beams.banned is not None:
+            logits = logits.masked_fill(vocab == beams.banned, -math.inf)
+        log_p = logits.log_softmax(-1).reshape(batch, beam, -1)
         # A finished beam goes on in one way only, at no cost.
-        log_p = torch.where(done[..., None], torch.where(padding, 0.0, -math.inf).to(dtype), log_p)
+        ended = done | (i >= ends)[:, None]
+        log_p = torch.where(
+            ended[..., None], torch.where(vocab == text.fill, 0.0, -math.inf).to(dtype), log_p
+        )
         order = (scores[..., None] + log_p).reshape(batch, -1).sort(dim=-1, descending=True, stable=True)
-        scores, best = order.values[:, :beam], order.indices[:, :beam]
-        parent, token = best // vocab, (best % vocab).to(ids.dtype)
-        ids, lengths, done = (_pick(x, parent) for x in (ids, lengths, done))
+        best, place = order.values[:, :beam], order.indices[:, :beam]
+        parent, token = place // len(vocab), place % len(vocab)
+        # Within a prompt every beam goes on with it.
+        given = (i < lengths)[:, None]
+        parent = torch.where(given, torch.arange(beam, device=device), parent)
+        token = torch.where(given, ids[:, :, i], token)
+        scores = torch.where(given, scores, best)
+        ids, counts, done, ended = (_pick(x, parent) for x in (ids, counts, done, ended))
         rows = (torch.arange(batch, device=device)[:, None] * beam + parent).reshape(-1)
-        cache = tuple(layer._replace(k=layer.k[rows], v=layer.v[rows]) for layer in cache)
+        cache = _rows(cache, rows)
         ids[:, :, i] = token
-        lengths, done = lengths + ~done, done | (token == eos_token_id)
-        if done.all():
+        counts = counts + (~ended & ~given)
+        done = done | (~given & _among(token, text.stops))
+        if (done | (i + 1 >= ends)[:, None]).all():
             break
-    model.train(training)
-    ranked = scores / ((5 + lengths.to(dtype)) / 6) ** length_penalty
+    ranked = scores / ((5 + counts.to(dtype)) / 6) ** beams.length_penalty
     return _pick(ids, ranked.argmax(-1)[:, None])[:, 0]
 
 
-def check_beams(max_new_tokens: int, beam_size: int, length_penalty: float, eos: int, pad: int) -> None:
-    """Refuse settings out of range, and those without effect, with a ValueError."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if beam_size < 1:
-        raise ValueError(f"beam_size must be at least 1, not {beam_size}")
-    if not (math.isfinite(length_penalty) and length_penalty >= 0):
-        raise ValueError(f"length_penalty must be 0 or positive, not {length_penalty}")
-    if beam_size == 1 and length_penalty:
-        raise ValueError("one beam has no rivals: length_penalty has no effect, set beam_size")
-    if eos == pad:
-        raise ValueError(
-            f"eos_token_id {eos} is the model's pad_token_id: the end must be a token of its own"
-        )
+def _filled(model: Any, prompt: Tensor, first: int, room: int, *memory: Tensor) -> Any:
+    """A cache that holds the prompts up to the last token of the shortest, which is read next."""
+    cache = model.init_cache(len(prompt), room)
+    if prompt.shape[1] > 1:
+        _, cache = model.decode(prompt[:, :-1], cache, *memory)
+    return tuple(layer._replace(length=first - 1) for layer in cache)
+
+
+def _start(prompt: Tensor, text: Text) -> Tensor:
+    """The prompts in rows that have room for what is written."""
+    return torch.nn.functional.pad(prompt, (0, text.new), value=text.fill)
+
+
+def _among(token: Tensor, stops: tuple[int, ...]) -> Tensor:
+    return torch.isin(token, torch.tensor(stops, dtype=token.dtype, device=token.device))
+
+
+def _rows(cache: Any, rows: Tensor) -> Any:
+    """The same cache for other rows."""
+    return tuple(layer._replace(k=layer.k[rows], v=layer.v[rows]) for layer in cache)
 
 
 def _pick(x: Tensor, at: Tensor) -> Tensor:
