@@ -51,7 +51,8 @@ class Recipe:
     `None` takes the value from the model's own config object if it has a field of that name
     (`ModelConfig.learning_rate`, ...), and otherwise the default in `train.loop`. `options` are those of the
     data, the other options those of the task, the optimizer, the schedule; `updates` sets optimizer fields for
-    single updates of a task that has several (`[train.updates.critic] learning_rate = 4e-4`).
+    single updates of a task that has several (`[train.updates.critic] learning_rate = 4e-4`). `init` is where
+    the weights start, `adapters` are what trains in their place: see `train.finetune`.
     """
 
     task: str
@@ -74,6 +75,8 @@ class Recipe:
     save_every: int = 0
     patience: int = 0
     seed: int = 0
+    init: str = ""
+    adapters: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     task_options: Mapping[str, Any] = field(default_factory=dict)
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
@@ -114,6 +117,8 @@ class Page:
             UsageError: the page has none, or none of that name.
         """
         if name is None:
+            if self.train is None and self.recipes:
+                raise UsageError(f"{self.name} has no first recipe: name one, {' or '.join(self.recipes)}")
             if self.train is None:
                 raise UsageError(
                     f"{self.name} has no recipe: add a [train] table to configs/{self.name}.toml"

@@ -113,17 +113,19 @@ DRAWINGS = {
 }
 
 
-def main(runs: Path, out: Path) -> None:
+def main(runs: Path, out: Path, curves: dict = CURVES, drawings: dict = DRAWINGS) -> None:
     """Draw what belongs to the runs that are there, and say which are not."""
     out.mkdir(parents=True, exist_ok=True)
-    wanted = {name for lines, _ in CURVES.values() for name in lines}
+    wanted = {name for lines, _ in curves.values() for name in lines} | {
+        name for name, _ in drawings.values()
+    }
     there = {name for name in wanted if (runs / name / "checkpoints").is_dir()}
-    for picture, (lines, label) in CURVES.items():
+    for picture, (lines, label) in curves.items():
         drawn = {name: rows(runs / name, key) for name, key in lines.items() if name in there}
         if drawn:
             drawn = {k: (x, smooth(y) if lines[k] == "loss" else y) for k, (x, y) in drawn.items()}
             (out / f"{picture}.svg").write_text(html.curves(drawn, xlabel="step", ylabel=label))
-    for picture, (name, draw) in DRAWINGS.items():
+    for picture, (name, draw) in drawings.items():
         if name in there:
             (out / picture).write_text(draw(runs / name))
     if wanted - there:

@@ -27,6 +27,7 @@ def convert(
             and optimizer.pt, or `hf:` and a folder of the hub.
         target: a weight file, or a folder that does not exist yet, with `hf:` before it one of the hub. A run goes
             into a folder with its optimizer, as torch's two files, and back into one that training resumes.
+            A folder of the hub holds no adapters: they are merged.
         model, variant: the architecture; a folder that says it itself needs neither.
         average: take the moving average of a run's weights, which it evaluates and samples with, into a file.
 
@@ -57,6 +58,8 @@ def convert(
     if from_folder and not origin.exists():
         raise ConversionError(f"{origin}: no such file or folder; files end in {', '.join(SUFFIXES)}")
     restored = checkpoint.load(origin) if from_folder else None
+    if restored is not None and target.startswith(PREFIX):
+        restored = restored.merged()
     if average and not (restored and restored.average):
         raise UsageError(
             f"{origin} keeps no average of its weights: train with train.ema, or leave out --average"

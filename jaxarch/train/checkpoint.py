@@ -4,6 +4,7 @@ A checkpoint is written under a temporary name and renamed when complete. Neithe
 notices a flipped byte in the data, so every file is summed when written and again before it is read.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -12,7 +13,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def latest_intact(folder: Path, like: Mapping[str, Any]) -> tuple[int, dict[str,
     raise CheckpointError(f"{folder}: no intact checkpoint" + (f" ({reasons[0]})" if reasons else ""))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Restored:
     """A checkpoint on the host: where it is, what it says of itself, its parameters and other state by path."""
 
@@ -152,13 +152,14 @@ class Restored:
         return nnx.eval_shape(self._build)
 
     def _build(self) -> nnx.Module:
-        from jaxarch.train import tasks
+        from jaxarch.train import finetune, tasks
 
         about, rngs = self.about, nnx.Rngs(0)
         model = catalog.create_model(about["name"], about["variant"], rngs=rngs, **about["overrides"])
         if "recipe" not in about:
             return model
         task = tasks.task(about["recipe"]["task"], **about["recipe"]["task_options"])
+        finetune.adapt(model, about["recipe"].get("adapters", {}), rngs)
         sample = {k: jnp.zeros(shape, dtype) for k, (shape, dtype) in about["sample"].items()}
         return task.wrap(model, sample, about["classes"], rngs)
 
@@ -175,6 +176,21 @@ class Restored:
             raise CheckpointError(f"{self.path} holds no {missing[0]}: it is not a {self.about['name']}")
         state.update(model, {k: jnp.asarray(have[k]) for k in want})
         return model
+
+    def merged(self) -> "Restored":
+        """The same without adapters, each merged into its weight; itself where there are none."""
+        from jaxarch.peft import lora_layers, remove_lora
+
+        if not self.about.get("recipe", {}).get("adapters"):
+            return self
+        model = self.model()
+        for layer in lora_layers(model).values():
+            layer.merge()
+        remove_lora(model)
+        _, params, rest = state.split(model)
+        numpy = [{k: np.asarray(_plain(v)) for k, v in flat.items()} for flat in (params, rest)]
+        about = {**self.about, "recipe": {**self.about["recipe"], "adapters": {}}}
+        return dataclasses.replace(self, about=about, params=numpy[0], rest=numpy[1], average={}, leaves={})
 
 
 def load(path: Path) -> Restored:

