@@ -281,10 +281,12 @@ def bench_command(args) -> int:
     for name in args.names:
         for contest in bench.contests(name, torchref, compiled=not args.no_compile):
             timings.append(timing := bench.measure(contest, args.repeat))
-            table = Table(timing.name, "median ms", "ours / theirs")
+            rates = timing.tokens_per_second
+            table = Table(timing.name, "median ms", "ours / theirs", *(["tokens / s"] if rates else []))
             for label, seconds in timing.seconds.items():
                 ratio = f"{timing.ratio[label]:.2f}" if label in timing.ratio else ""
-                table.add_row(label, f"{1e3 * seconds:.1f}", ratio)
+                rate = [f"{rates[label]:,.0f}"] if rates else []
+                table.add_row(label, f"{1e3 * seconds:.1f}", ratio, *rate)
             console.print(table)
     found = json.dumps([dataclasses.asdict(t) for t in timings], indent=2)
     if args.json == "-":

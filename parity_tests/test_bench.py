@@ -2,11 +2,14 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import torchref
 import torchref.nn
 from jaxarch import bench, cli
+from jaxarch.bench import attention, generation
 from jaxarch.errors import JaxarchError, UsageError
 
 
@@ -45,6 +48,28 @@ def test_what_torch_does_not_compile_is_left_out(caplog):
     assert "pyg compiled is left out" in caplog.text
     with pytest.raises(InductorError):
         bench.measure(bench.Contest("x", {bench.OURS: refuse}), 1)
+
+
+def test_text_is_counted_in_tokens(monkeypatch, tmp_path):
+    sizes = {"vocab_size": 40, "d_model": 16, "n_layers": 1, "d_ff": 16}
+    monkeypatch.setattr(generation, "SIZE", {**generation.SIZE, **sizes})
+    monkeypatch.setattr(generation, "BATCHES", (2,))
+    file = tmp_path / "bench.json"
+    assert cli.main(["bench", "generation", "--repeat", "1", "--json", str(file)]) == 0
+    (found,) = json.loads(file.read_text())
+    for way, seconds in found["seconds"].items():
+        assert found["tokens_per_second"][way] == pytest.approx(2 * generation.NEW / seconds)
+
+
+def test_attention_is_timed_by_length(monkeypatch, tmp_path):
+    monkeypatch.setattr(attention, "LENGTHS", (8, 16))
+    monkeypatch.setattr(attention, "LAYERS", {k: attention.LAYERS[k] for k in ("full", "chunked")})
+    found = [bench.measure(c, 1) for c in bench.contests("attention", torchref)]
+    assert [f.name for f in found] == ["attention 8", "attention 16"]
+    assert all(f.seconds.keys() == {"full", "chunked"} and not f.ratio for f in found)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, attention.WIDTH)), jnp.float32)
+    full, chunked = (call(weights, x) for call, weights in map(attention.forward, ("full", "chunked")))
+    assert np.allclose(full, chunked, atol=1e-6)
 
 
 def test_unknown_names(capsys):

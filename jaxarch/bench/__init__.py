@@ -10,7 +10,7 @@ import pkgutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -33,19 +33,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Contest:
-    """The same work done several ways: label -> a call that does it once and returns its loss, or None."""
+    """The same work done several ways: label -> a call that does it once and returns its loss, or None.
+
+    Where the work is to write text, `tokens` says how many a call writes.
+    """
 
     name: str
     runs: Mapping[str, Callable[[], float | None]]
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of each way, and ours over each other's: below 1 is faster than torch."""
+    """Median seconds of each way, and ours over each other's: below 1 is faster than torch; tokens a second."""
 
     name: str
     seconds: dict[str, float]
     ratio: dict[str, float]
+    tokens_per_second: dict[str, float] = field(default_factory=dict)
 
 
 def contests(name: str, reference: Any, *, compiled: bool = True) -> Iterator[Contest]:
@@ -90,7 +95,8 @@ def measure(contest: Contest, repeat: int = 7) -> Timing:
     medians = {label: statistics.median(values) for label, values in seconds.items()}
     ours = medians.get(OURS)
     ratio = {k: ours / v for k, v in medians.items() if k != OURS} if ours is not None else {}
-    return Timing(contest.name, medians, ratio)
+    rate = {} if contest.tokens is None else {k: contest.tokens / v for k, v in medians.items()}
+    return Timing(contest.name, medians, ratio, rate)
 
 
 def _second(label: str, run: Callable[[], float | None]) -> Any:
