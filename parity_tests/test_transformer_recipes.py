@@ -16,11 +16,11 @@ QUICK = {"train.steps": "2", "train.eval_every": "2", "train.batch_size": "8", "
 @pytest.fixture
 def few_pages(monkeypatch):
     rows = [
-        (f"The {part} call. It is good!" + "\n\n    code()" * (n % 2), i)
+        (f"The {part} call. It is good!" + " So." * n, i, n % 2 == 1)
         for n in range(5)
         for i, part in enumerate(docstrings.PARTS)
     ]
-    monkeypatch.setattr(docstrings, "texts", lambda minimum: (rows[:18], rows[18:]))
+    monkeypatch.setattr(docstrings, "pages", lambda minimum: (rows[:18], rows[18:]))
 
 
 def test_help_pages(few_pages):
@@ -29,7 +29,7 @@ def test_help_pages(few_pages):
     )
     batch = source.train
     np.testing.assert_array_equal(batch["target_part"], np.tile(np.arange(6), 3))
-    np.testing.assert_array_equal(batch["target_block"], np.repeat([0, 1, 0], 6))
+    np.testing.assert_array_equal(batch["target_function"], np.repeat([0, 1, 0], 6))
     assert batch["target_ease"].mean() == pytest.approx(0, abs=1e-6)
     assert batch["target_ease"].std() == pytest.approx(1, rel=1e-5)
     np.testing.assert_array_equal(batch["attention_mask"].sum(1), np.full(18, 6))
@@ -81,7 +81,7 @@ def test_heads_are_counted_over_real_rows():
 def test_the_heads_train(few_pages, tmp_path):
     settings = QUICK | {"model.hidden_size": "8", "model.max_length": "8"}
     run = fit("custom_multi_task_seo_model", settings=settings, out=tmp_path / "run", progress=False)
-    assert {"accuracy_part", "accuracy_block", "r2_ease", "mean"} == run.metrics.keys()
+    assert {"accuracy_part", "accuracy_function", "r2_ease", "mean"} == run.metrics.keys()
     row = run.history[-1]
     assert row["loss"] == pytest.approx(sum(row[f"loss_{h}"] for h in help_pages.HEADS), rel=1e-5)
 

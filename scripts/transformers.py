@@ -22,7 +22,7 @@ from jaxarch.train.text import continue_text
 
 MINILM = "bert_for_sequence_classification"
 CURVES = {"minilm": (dict.fromkeys(("minilm_lora", "minilm_full"), "eval_accuracy"), "test accuracy")}
-HEADS = {"part": "accuracy_part", "block": "accuracy_block", "ease": "r2_ease"}
+HEADS = {"part": "accuracy_part", "function": "accuracy_function", "ease": "r2_ease"}
 
 
 def draw_text(run: Path) -> str:

@@ -4,7 +4,7 @@ import ast
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def load(
     parts = []
     for pairs in (train, test):
         if form == "words":
-            batch = as_words(pairs, numbers, length)
+            batch = as_words([text for text, _ in pairs], numbers, length)
         elif form == "tokens":
             batch = _as_tokens(pairs, folder_of(tokenizer), arguments["vocab_size"], length)
         elif form == "sentences":
@@ -101,8 +101,14 @@ def texts(minimum: int = 40) -> tuple[list[tuple[str, int]], list[tuple[str, int
     Raises:
         DataError: the standard library's source is not installed.
     """
+    train, test = pages(minimum)
+    return [(text, part) for text, part, _ in train], [(text, part) for text, part, _ in test]
+
+
+def pages(minimum: int = 40) -> tuple[list[tuple[str, int, bool]], list[tuple[str, int, bool]]]:
+    """As `texts`, each with whether it documents a function or method rather than a class or module."""
     folder = Path(sysconfig.get_path("stdlib"))
-    found: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    found: tuple[dict[str, tuple[int, bool]], dict[str, tuple[int, bool]]] = ({}, {})
     for label, names in enumerate(PARTS.values()):
         files = [
             f
@@ -115,11 +121,11 @@ def texts(minimum: int = 40) -> tuple[list[tuple[str, int]], list[tuple[str, int
                 f"the standard library's source is not at {folder}: install Python's full package"
             )
         for i, file in enumerate(files):
-            for text in _docstrings(file.read_text(encoding="utf-8", errors="replace")):
+            for text, called in _docstrings(file.read_text(encoding="utf-8", errors="replace")):
                 if len(text) >= minimum:
-                    found[i % 5 == 4].setdefault(text, label)
+                    found[i % 5 == 4].setdefault(text, (label, called))
     train, test = found
-    return list(train.items()), [(k, v) for k, v in test.items() if k not in train]
+    return [(k, *v) for k, v in train.items()], [(k, *v) for k, v in test.items() if k not in train]
 
 
 def split(text: str) -> list[str]:
@@ -148,7 +154,7 @@ def baselines(source: Source) -> dict[str, float]:
     return {"majority": float(np.mean(np.array(test_labels) == majority)), "bag of words": float(found)}
 
 
-def _docstrings(source: str) -> Iterator[str]:
+def _docstrings(source: str) -> Iterator[tuple[str, bool]]:
     try:
         tree = ast.parse(source)
     except SyntaxError:  # lib2to3 and idlelib carry files of other Pythons
@@ -157,12 +163,12 @@ def _docstrings(source: str) -> Iterator[str]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
-                yield text
+                yield text, isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
-def as_words(pairs: list[tuple[str, int]], numbers: Mapping[str, int], length: int) -> Batch:
-    ids, lengths = np.full((len(pairs), length), PAD, np.int32), np.ones(len(pairs), np.int32)
-    for row, (text, _) in enumerate(pairs):
+def as_words(texts: Sequence[str], numbers: Mapping[str, int], length: int) -> Batch:
+    ids, lengths = np.full((len(texts), length), PAD, np.int32), np.ones(len(texts), np.int32)
+    for row, text in enumerate(texts):
         found = [numbers.get(word, UNKNOWN) for word in split(text)[:length]]
         ids[row, : len(found)] = found
         lengths[row] = max(len(found), 1)

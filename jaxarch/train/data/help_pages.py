@@ -1,4 +1,4 @@
-"""The standard library's docstrings as pages: what they are about, how they are laid out, how they read."""
+"""The standard library's docstrings as pages: what they are about, what they document, how they read."""
 
 import re
 from collections import Counter
@@ -10,8 +10,7 @@ import numpy as np
 
 from jaxarch.train.data import Batch, Source, docstrings
 
-HEADS = ("part", "block", "ease")
-_block = re.compile(r"\n[ \t]+\S")
+HEADS = ("part", "function", "ease")
 _vowels = re.compile(r"[aeiouy]+")
 _words = re.compile(r"[a-z]+")
 
@@ -21,29 +20,29 @@ def load(
 ) -> Source:
     """Words (N, max_length) of docstrings of at least `minimum` characters, and three facts about each page.
 
-    target_part: which part of the library it documents; target_block: whether it has an indented block (code,
-    a list of arguments, a table), which words alone do not show; target_ease: the reading ease of the whole
-    page, in the training pages' standard deviations. Words, files and tests are those of `docstrings`.
+    target_part: which part of the library it documents; target_function: whether it documents a function or
+    method rather than a class or module; target_ease: the reading ease of the whole page, in the training
+    pages' standard deviations. Words, files and tests are those of `docstrings`.
     In training a share `hidden` of the words reads as unknown, others in each batch. `extra` holds the parts, the
     words, mean and deviation of the reading ease, and the texts.
     """
-    train, test = docstrings.texts(minimum)
+    train, test = docstrings.pages(minimum)
     length = arguments["max_length"]
-    counts = Counter(word for text, _ in train for word in docstrings.split(text))
+    counts = Counter(word for text, *_ in train for word in docstrings.split(text))
     words = ["", "?", *(word for word, _ in counts.most_common(arguments["vocab_size"] - 2))]
     numbers = {word: i for i, word in enumerate(words)}
-    eases = [np.array([reading_ease(text) for text, _ in pairs]) for pairs in (train, test)]
+    eases = [np.array([reading_ease(text) for text, *_ in pairs]) for pairs in (train, test)]
     mean, deviation = float(eases[0].mean()), float(eases[0].std())
     parts: list[Batch] = []
     for pairs, ease in zip((train, test), eases, strict=True):
-        found = docstrings.as_words(pairs, numbers, length)
+        found = docstrings.as_words([text for text, *_ in pairs], numbers, length)
         steps = np.arange(length)[None]
         parts.append(
             {
                 "input_ids": found["ids"],
                 "attention_mask": (steps < found["lengths"][:, None]).astype(np.int32),
-                "target_part": np.array([part for _, part in pairs], np.int32),
-                "target_block": np.array([bool(_block.search(text)) for text, _ in pairs], np.float32),
+                "target_part": np.array([part for _, part, _ in pairs], np.int32),
+                "target_function": np.array([called for *_, called in pairs], np.float32),
                 "target_ease": ((ease - mean) / deviation).astype(np.float32),
                 "label": np.zeros(len(pairs), np.int32),
             }
