@@ -18,6 +18,7 @@ from jaxarch import catalog, state
 from jaxarch.convert import layout, load_state_dict
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import ConversionError, UsageError
+from jaxarch.parity.pair import unweighted
 
 BOUND = 1e-10
 CASES = [
@@ -39,7 +40,7 @@ def weights(model):
 def twins(name, match):
     torch.manual_seed(0)
     theirs = catalog.create_model(name, "tiny", package="torchref").double().eval()
-    ours = catalog.create_model(name, "tiny")
+    ours = unweighted(lambda: catalog.create_model(name, "tiny"))
     load_state_dict(ours, theirs.state_dict())
     found = ours_peft.apply_lora(ours, match, 3, 6.0, 0.0, rngs=nnx.Rngs(0))
     assert found == theirs_peft.apply_lora(theirs, match, 3, 6.0, 0.0)
@@ -108,7 +109,7 @@ def test_adapters(which, match, tmp_path):
     assert all(torch.equal(v, torch.tensor(to_torch(rows, after)[k])) for k, v in theirs.state_dict().items())
 
     ours_peft.save_adapter(ours, tmp_path)
-    fresh = catalog.create_model(which, "tiny")
+    fresh = unweighted(lambda: catalog.create_model(which, "tiny"))
     assert ours_peft.load_adapter(fresh, tmp_path, rngs=nnx.Rngs(1)) == sorted(found)
     again = state.split(fresh).params
     assert again.keys() == params.keys()
@@ -137,12 +138,12 @@ def test_the_peft_library_reads_and_writes_the_same_files(tmp_path):
     library = peft.PeftModel.from_pretrained(base, tmp_path / "ours", autocast_adapter_dtype=False).eval()
     assert error(library(ids).logits.detach(), want) < BOUND
     library.save_pretrained(tmp_path / "library")
-    fresh = catalog.create_model("gpt2", "tiny")
+    fresh = unweighted(lambda: catalog.create_model("gpt2", "tiny"))
     assert ours_peft.load_adapter(fresh, tmp_path / "library", rngs=nnx.Rngs(1)) == sorted(found)
     params = state.split(ours).params
     assert all(np.array_equal(v, params[k]) for k, v in state.split(fresh).params.items())
 
-    plain = catalog.create_model("gpt2", "tiny")
+    plain = unweighted(lambda: catalog.create_model("gpt2", "tiny"))
     settings = json.loads((tmp_path / "library/adapter_config.json").read_text())
     for change, says in (
         ({"use_dora": True}, "use_dora is True, only False"),
@@ -185,3 +186,61 @@ def test_prompts(encoder):
         assert np.array_equal(long, getattr(theirs, name)(torch.tensor(given)))
         assert np.array_equal(long, np.concatenate([np.full((2, 3), first), given], 1))
     assert ours.extend_mask(jnp.asarray(mask > 0)).dtype == bool
+
+
+TABLES = [
+    ("gpt2", "transformer.wte"),
+    ("advanced_transformer", "word_embedding"),
+    ("bert", "*.word_embeddings"),
+]
+
+
+@pytest.mark.parametrize(("which", "match"), TABLES, ids=[c[0] for c in TABLES])
+def test_a_prompt_is_put_on_any_model(which, match):
+    """Both packages agree, only the prompt trains, padding stays unseen, and removal restores the model."""
+    torch.manual_seed(0)
+    theirs = catalog.create_model(which, "tiny", package="torchref").double().eval()
+    ours = unweighted(lambda: catalog.create_model(which, "tiny"))
+    load_state_dict(ours, theirs.state_dict())
+    before = set(state.split(ours).params)
+    with pytest.raises(ValueError, match=r"several|unknown"):
+        ours_peft.apply_prompt(ours, "*embedding*" if which == "bert" else "*.x", rngs=nnx.Rngs(0))
+    layer = ours_peft.apply_prompt(ours, match, 3, 0.0, "mlp", rngs=nnx.Rngs(0))
+    twin = theirs_peft.apply_prompt(theirs, match, 3, 0.0, "mlp")
+    for model, package in ((ours, ours_peft), (theirs, theirs_peft)):
+        with pytest.raises(ValueError, match="has adapters"):
+            package.apply_prompt(model, match, **({"rngs": nnx.Rngs(0)} if model is ours else {}))
+    load_state_dict(ours, theirs.state_dict())
+    ours.eval()
+    graph, params, rest = state.split(ours)
+    assert set(params) == {k for k, p in theirs.named_parameters() if p.requires_grad}
+    assert all(".prompt." in k for k in params)
+    ids, mask = np.random.default_rng(0).integers(0, 40, (2, 6)), np.arange(6) < np.array([[6], [4]])
+    key = "last_hidden_state" if which == "bert" else "logits"
+    given = [(w, a(ids), a(mask)) for w, a in ((layer, jnp.asarray), (twin, torch.tensor))]
+    ours_in, theirs_in = [(w.extend_ids(i), w.extend_mask(m)) for w, i, m in given]
+    want = theirs(*theirs_in)[key]
+    c = np.random.default_rng(1).normal(size=tuple(want.shape))
+    want.backward(torch.tensor(c))
+
+    @jax.jit
+    def run(params, ids, mask):
+        def loss(p):
+            y = state.merge(graph, p, rest)(ids, mask)[key]
+            return (y * c).sum(), y
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, y = run(params, *ours_in)
+    assert y.shape[1] == 9
+    assert error(y, want.detach()) < BOUND
+    got = to_torch(layout(ours), grads)
+    assert all(error(got[k], p.grad) < BOUND for k, p in theirs.named_parameters() if p.requires_grad)
+    assert all(np.abs(g).max() > 0 for g in got.values())
+    other = ours_in[0].at[1, 7:].set(5)
+    again = run(params, other, ours_in[1])[1]
+    assert error(again[1, :7], y[1, :7]) < BOUND
+    with pytest.raises(ValueError, match=r"43.*out of range"):
+        layer(jnp.asarray([43]))
+    ours_peft.remove_prompt(ours)
+    assert set(state.split(ours).params) == before

@@ -10,7 +10,7 @@ from jaxarch.peft.lora import (
     remove_lora,
     save_adapter,
 )
-from jaxarch.peft.prompt import P_TuningLayer, PTuningLayer
+from jaxarch.peft.prompt import P_TuningLayer, PromptEmbedding, PTuningLayer, apply_prompt, remove_prompt
 
 __all__ = [
     "Frozen",
@@ -18,9 +18,12 @@ __all__ = [
     "LoRALinear",
     "PTuningLayer",
     "P_TuningLayer",
+    "PromptEmbedding",
     "apply_lora",
+    "apply_prompt",
     "load_adapter",
     "lora_layers",
     "remove_lora",
+    "remove_prompt",
     "save_adapter",
 ]

@@ -148,7 +148,7 @@ def apply_lora(
     Raises:
         UsageError: a pattern matches no linear layer, or the model has adapters.
     """
-    if lora_layers(model):
+    if adapted(model):
         raise UsageError("the model has adapters: merge and remove them, or build it anew")
     linears = {join(p): m for p, m in nnx.iter_modules(model) if isinstance(m, Linear | Conv1D)}
     found: list[str] = []
@@ -157,23 +157,17 @@ def apply_lora(
         if not hits:
             raise unknown("linear layer", pattern, linears)
         found += [h for h in hits if h not in found]
-    for _, module in list(nnx.iter_modules(model)):
-        for name, value in list(vars(module).items()):
-            if isinstance(value, nnx.Param):
-                setattr(module, name, Frozen(value[...]))
+    freeze(model)
     for path in found:
-        _put(model, path, LoRALinear(linears[path], rank, alpha, dropout, rngs=rngs))
+        put(model, path, LoRALinear(linears[path], rank, alpha, dropout, rngs=rngs))
     return found
 
 
 def remove_lora(model: nnx.Module) -> None:
     """Put the plain layers back, with the adapters merged where `merge` was called; all weights train again."""
     for path, layer in lora_layers(model).items():
-        _put(model, path, layer.base_layer)
-    for _, module in list(nnx.iter_modules(model)):
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Frozen):
-                setattr(module, name, nnx.Param(value[...]))
+        put(model, path, layer.base_layer)
+    thaw(model)
 
 
 def lora_layers(model: nnx.Module) -> dict[str, LoRALinear]:
@@ -256,7 +250,29 @@ def load_adapter(model: nnx.Module, folder: str | Path, *, rngs: nnx.Rngs) -> li
     return paths
 
 
-def _put(model: Any, path: str, layer: nnx.Module) -> None:
+def adapted(model: nnx.Module) -> bool:
+    """Whether the model has frozen weights, and so adapters."""
+    return any(isinstance(v, Frozen) for _, m in nnx.iter_modules(model) for v in vars(m).values())
+
+
+def freeze(model: nnx.Module) -> None:
+    """Every parameter as a weight that is not trained."""
+    _change(model, nnx.Param, Frozen)
+
+
+def thaw(model: nnx.Module) -> None:
+    """Every frozen weight as a parameter."""
+    _change(model, Frozen, nnx.Param)
+
+
+def _change(model: nnx.Module, kind: type, to: Any) -> None:
+    for _, module in list(nnx.iter_modules(model)):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, kind):
+                setattr(module, name, to(value[...]))
+
+
+def put(model: Any, path: str, layer: nnx.Module) -> None:
     """Set the module at a path."""
     *parents, name = path.split(".")
     for part in parents:

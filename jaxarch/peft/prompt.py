@@ -1,13 +1,17 @@
 """P-tuning: trained vectors before a sequence. Liu et al. 2021, arXiv:2103.10385."""
 
+import fnmatch
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxarch.errors import unknown
-from jaxarch.nn import LSTM, Activation, Dropout, Linear, Module, Sequential, normal_parameter
+from jaxarch.errors import UsageError, unknown
+from jaxarch.nn import LSTM, Activation, Dropout, Embedding, Linear, Module, Sequential, normal_parameter
+from jaxarch.nn.linear import check_ids
+from jaxarch.peft.lora import adapted, freeze, put, thaw
+from jaxarch.state import join
 
 ENCODERS = ("embedding", "mlp", "lstm")
 
@@ -47,11 +51,15 @@ class PTuningLayer(Module):
         self.dropout = Dropout(dropout, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b u d"]:
+        prompt = self.encoded().astype(x.dtype)
+        prompt = self.dropout(jnp.broadcast_to(prompt, (x.shape[0], *prompt.shape)))
+        return jnp.concatenate((prompt, x), 1)
+
+    def encoded(self) -> Float[Array, "p d"]:
+        """The vectors of the prompt."""
         prompt = self.prompt_embeddings[...][None]
         prompt = prompt if self.lstm is None else self.lstm(prompt)[0]
-        prompt = prompt if self.mlp is None else self.mlp(prompt)
-        prompt = self.dropout(jnp.broadcast_to(prompt.astype(x.dtype), (x.shape[0], *prompt.shape[1:])))
-        return jnp.concatenate((prompt, x), 1)
+        return (prompt if self.mlp is None else self.mlp(prompt))[0]
 
     def extend_mask(self, mask: Array) -> Array:
         """A mask (B, T) with the prompt, which is always attended to, before it."""
@@ -65,3 +73,88 @@ class PTuningLayer(Module):
 
 
 P_TuningLayer = PTuningLayer
+
+
+class PromptEmbedding(Module):
+    """An Embedding of V tokens with the tokens V to V + prompt_length - 1 of a prompt after its own.
+
+    ids (...,) in [0, V + prompt_length) -> (..., D). The prompt's vectors are those of a PTuningLayer, and
+    dropout acts on them once for a call. `weight` is the table of the V tokens, for heads that are tied to it.
+    """
+
+    def __init__(
+        self,
+        embedding: Embedding,
+        prompt_length: int = 10,
+        dropout: float = 0.1,
+        encoder: str = "embedding",
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.base_layer = embedding
+        self.prompt = PTuningLayer(embedding.embedding_dim, prompt_length, dropout, encoder, rngs=rngs)
+
+    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
+        size = self.base_layer.num_embeddings
+        check_ids(ids, size + self.prompt.prompt_length)
+        own = ids < size
+        x = self.base_layer(jnp.where(own, ids, 0))
+        prompt = self.prompt.dropout(self.prompt.encoded().astype(x.dtype))
+        at = jnp.where(own, 0, ids - size)
+        return jnp.where(own[..., None], x, prompt.at[at].get(mode="fill", fill_value=jnp.nan))
+
+    @property
+    def weight(self) -> Any:
+        """The table of the tokens that are no prompt."""
+        return self.base_layer.weight
+
+    def extend_ids(self, ids: Int[Array, "b t"]) -> Int[Array, "b u"]:
+        """Ids (B, T) with the prompt before them."""
+        first, count = self.base_layer.num_embeddings, self.prompt.prompt_length
+        prompt = jnp.broadcast_to(jnp.arange(first, first + count, dtype=ids.dtype), (ids.shape[0], count))
+        return jnp.concatenate((prompt, ids), 1)
+
+    def extend_mask(self, mask: Array) -> Array:
+        """As PTuningLayer's."""
+        return self.prompt.extend_mask(mask)
+
+    def extend_labels(self, labels: Int[Array, "b t"]) -> Int[Array, "b u"]:
+        """As PTuningLayer's."""
+        return self.prompt.extend_labels(labels)
+
+
+def apply_prompt(
+    model: nnx.Module,
+    match: str,
+    prompt_length: int = 10,
+    dropout: float = 0.1,
+    encoder: str = "embedding",
+    *,
+    rngs: nnx.Rngs,
+) -> PromptEmbedding:
+    """Give the embedding whose path matches a prompt, and freeze everything else, in place.
+
+    The model is then called with ids, masks and labels that the returned layer has extended.
+
+    Raises:
+        UsageError: the pattern matches no embedding, or several; the model has adapters; an unknown encoder.
+    """
+    if adapted(model):
+        raise UsageError("the model has adapters: merge and remove them, or build it anew")
+    tables = {join(p): m for p, m in nnx.iter_modules(model) if isinstance(m, Embedding)}
+    hits = fnmatch.filter(tables, match)
+    if not hits:
+        raise unknown("embedding", match, tables)
+    if len(hits) > 1:
+        raise UsageError(f"{match!r} matches several embeddings: {', '.join(hits)}; a prompt needs one")
+    layer = PromptEmbedding(tables[hits[0]], prompt_length, dropout, encoder, rngs=rngs)
+    freeze(model)
+    put(model, hits[0], layer)
+    return layer
+
+
+def remove_prompt(model: nnx.Module) -> None:
+    """Put the plain embedding back; all weights train again."""
+    for path, layer in [(join(p), m) for p, m in nnx.iter_modules(model) if isinstance(m, PromptEmbedding)]:
+        put(model, path, layer.base_layer)
+    thaw(model)
