@@ -137,7 +137,7 @@ def test_blocks():
     masks = sides.draw_masks(found)
     cotangents = sides.draw_like_outputs(found, masks, 1)
     a = sides.torch_pass(found, masks, cotangents)
-    b = sides.jax_pass(found, sides.jax_masks(found, masks), cotangents)
+    b = sides.JaxSide(found, sides.jax_masks(found, masks)).passed(cotangents)
     largest = max(np.linalg.norm(v) for v in a.parameters.values())
     zeros = {k for k, v in a.parameters.items() if np.linalg.norm(v) < 1e-12 * largest}
     # A bias before a batch norm has no gradient.

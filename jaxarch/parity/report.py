@@ -104,8 +104,9 @@ def check_pair(pair: Pair, name: str, variant: str, modes: Sequence[str] = MODES
             sides.check_dropouts(pair)
         masks = sides.draw_masks(pair) if train else {}
         ours = sides.jax_masks(pair, masks)
+        jax_side = sides.JaxSide(pair, ours)
         cotangents = sides.draw_like_outputs(pair, masks, 1)
-        a, b = sides.torch_pass(pair, masks, cotangents), sides.jax_pass(pair, ours, cotangents)
+        a, b = sides.torch_pass(pair, masks, cotangents), jax_side.passed(cotangents)
         tiny = structural_zeros(a.parameters, b.parameters)
         zeros |= tiny
         outputs.add(f"{mode}: ", compare(a.outputs, b.outputs))
@@ -116,7 +117,7 @@ def check_pair(pair: Pair, name: str, variant: str, modes: Sequence[str] = MODES
         if a.parameters:
             targets = sides.draw_like_outputs(pair, masks, 2)
             c = sides.torch_train(pair, masks, targets, tiny)
-            d = sides.jax_train(pair, ours, targets, tiny)
+            d = jax_side.trained(targets, tiny)
             for field in ("parameters", "exp_avg", "exp_avg_sq"):
                 training.add(f"{mode}, {field} ", compare(getattr(c, field), getattr(d, field)))
             training.add(f"{mode}, buffer ", compare(*_shared(c.buffers, d.buffers)))

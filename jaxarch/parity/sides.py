@@ -252,73 +252,87 @@ def check_dropouts(pair: Pair) -> None:
             raise UsageError(f"{name} is nnx.Dropout: in train mode parity needs jaxarch.nn.Dropout there")
 
 
-def jax_pass(pair: Pair, masks: Masks, cotangents: Arrays) -> Passed:
-    """The same pass by the nnx module, in one jit, the results in torch's keys and axis orders."""
-    graph, params, rest = state.split(pair.model)
-    inputs = pair.jax_inputs()
-    floats = {k: v for k, v in inputs.items() if is_float(v)}
-    others = {k: v for k, v in inputs.items() if k not in floats}
+class JaxSide:
+    """The same by the nnx module: one compiled pass serves outputs, gradients and every training step."""
 
-    @functools.partial(jax.jit, compiler_options=OPTIMIZED if pair.training else None)
-    def run(params, rest, floats, others, masks, cotangents):
-        def forward(params, floats):
-            model = state.merge(graph, params, rest)
-            with nn.inject_masks(masks) if masks else contextlib.nullcontext():
-                found = leaves(model(**floats, **others))
-            smooth = {k: v for k, v in found.items() if k in cotangents}
-            for k, v in smooth.items():
-                if v.shape != cotangents[k].shape:
-                    raise ConversionError(
-                        f"output {k!r} has shape {v.shape} in jax, torch's is {cotangents[k].shape} in jax's order"
-                    )
-            return smooth, ({k: v for k, v in found.items() if k not in cotangents}, state.rest_of(model))
+    def __init__(self, pair: Pair, masks: Masks):
+        self.pair, self.masks = pair, masks
+        graph, self.params, self.rest = state.split(pair.model)
+        inputs = pair.jax_inputs()
+        self.floats = {k: v for k, v in inputs.items() if is_float(v)}
+        self.others = {k: v for k, v in inputs.items() if k not in self.floats}
 
-        smooth, pullback, (rough, after) = jax.vjp(forward, params, floats, has_aux=True)
-        return {**smooth, **rough}, pullback(cotangents), after
+        @functools.partial(jax.jit, compiler_options=OPTIMIZED if pair.training else None)
+        def run(params, rest, floats, others, masks, given, squared):
+            def forward(params, floats):
+                model = state.merge(graph, params, rest)
+                with nn.inject_masks(masks) if masks else contextlib.nullcontext():
+                    found = leaves(model(**floats, **others))
+                smooth = {k: v for k, v in found.items() if k in given}
+                for k, v in smooth.items():
+                    if v.shape != given[k].shape:
+                        raise ConversionError(
+                            f"output {k!r} has shape {v.shape} in jax, torch's is {given[k].shape} in jax's order"
+                        )
+                rough = {k: v for k, v in found.items() if k not in given}
+                return smooth, (rough, state.rest_of(model))
 
-    seeds = {k: jnp.asarray(to_jax(v, pair.outputs)) for k, v in cotangents.items()}
-    outputs, (d_params, d_floats), after = run(params, rest, floats, others, masks, seeds)
-    return Passed(
-        {k: to_torch(v, pair.outputs) for k, v in outputs.items()},
-        under_torch_keys(pair.rows, d_params),
-        {k: to_torch(v, pair.kinds[k]) for k, v in d_floats.items()},
-        under_torch_keys([r for r in pair.rows if not r.trainable], after),
-    )
+            smooth, pullback, (rough, after) = jax.vjp(forward, params, floats, has_aux=True)
+            # What is given are cotangents, or the targets of a mean squared distance.
+            seeds = {k: jnp.where(squared, (v - given[k]) * (2 / v.size), given[k]) for k, v in smooth.items()}
+            return {**smooth, **rough}, pullback(seeds), after
+
+        self._run = run
+
+    def _given(self, arrays: Arrays) -> dict[str, jax.Array]:
+        return {k: jnp.asarray(to_jax(v, self.pair.outputs)) for k, v in arrays.items()}
+
+    def passed(self, cotangents: Arrays) -> Passed:
+        """One pass, the results in torch's keys and axis orders."""
+        pair, given = self.pair, self._given(cotangents)
+        outputs, (d_params, d_floats), after = self._run(
+            self.params, self.rest, self.floats, self.others, self.masks, given, False
+        )
+        return Passed(
+            {k: to_torch(v, pair.outputs) for k, v in outputs.items()},
+            under_torch_keys(pair.rows, d_params),
+            {k: to_torch(v, pair.kinds[k]) for k, v in d_floats.items()},
+            under_torch_keys([r for r in pair.rows if not r.trainable], after),
+        )
+
+    def trained(self, targets: Arrays, exact_zeros: set[str]) -> Trained:
+        """The training steps, by the optimizer that training uses."""
+        pair, given = self.pair, self._given(targets)
+        zeros = {r.path for r in pair.rows if r.torch in exact_zeros}
+        params, rest = self.params, self.rest
+        opt_state = _optimizer().init(params)
+        for _ in range(STEPS):
+            _, (gradients, _), rest = self._run(
+                params, rest, self.floats, self.others, self.masks, given, True
+            )
+            gradients = {k: jnp.zeros_like(g) if k in zeros else g for k, g in gradients.items()}
+            params, opt_state = _updated(gradients, opt_state, params)
+        is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
+        (adam,) = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
+        return Trained(
+            under_torch_keys(pair.rows, params),
+            under_torch_keys(pair.rows, adam.mu),
+            under_torch_keys(pair.rows, adam.nu),
+            under_torch_keys([r for r in pair.rows if not r.trainable], rest),
+        )
 
 
-def jax_train(pair: Pair, masks: Masks, targets: Arrays, exact_zeros: set[str]) -> Trained:
-    """The same steps by the nnx module and the optimizer that training uses."""
-    graph, params, rest = state.split(pair.model)
-    optimizer = create_optimizer(
+@functools.cache
+def _optimizer() -> optax.GradientTransformation:
+    return create_optimizer(
         "adamw",
         learning_rate=create_schedule("cosine", LEARNING_RATE, WARMUP, STEPS + 1),
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=MAX_NORM,
     )
-    zeros = {r.path for r in pair.rows if r.torch in exact_zeros}
 
-    @jax.jit
-    def step(params, rest, opt_state, inputs, masks, targets):
-        def loss(params):
-            model = state.merge(graph, params, rest)
-            with nn.inject_masks(masks) if masks else contextlib.nullcontext():
-                found = leaves(model(**inputs))
-            return sum(jnp.square(found[k] - t).mean() for k, t in targets.items()), state.rest_of(model)
 
-        gradients, after = jax.grad(loss, has_aux=True)(params)
-        gradients = {k: jnp.zeros_like(g) if k in zeros else g for k, g in gradients.items()}
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), after, opt_state
-
-    opt_state, inputs = optimizer.init(params), pair.jax_inputs()
-    goals = {k: jnp.asarray(to_jax(v, pair.outputs)) for k, v in targets.items()}
-    for _ in range(STEPS):
-        params, rest, opt_state = step(params, rest, opt_state, inputs, masks, goals)
-    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
-    (adam,) = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
-    return Trained(
-        under_torch_keys(pair.rows, params),
-        under_torch_keys(pair.rows, adam.mu),
-        under_torch_keys(pair.rows, adam.nu),
-        under_torch_keys([r for r in pair.rows if not r.trainable], rest),
-    )
+@jax.jit
+def _updated(gradients, opt_state, params):
+    updates, opt_state = _optimizer().update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
