@@ -121,7 +121,9 @@ def create_model(name: str, variant: str | None = None, *, package: str = "jaxar
         return cls(**args)
     from flax import nnx
 
-    return cls(**args, rngs=rngs if isinstance(rngs, nnx.Rngs) else nnx.Rngs(rngs or 0))
+    from jaxarch.nn import make_rngs
+
+    return cls(**args, rngs=rngs if isinstance(rngs, nnx.Rngs) else make_rngs(rngs or 0))
 
 
 def _config_class(cls: type) -> type | None:

@@ -23,6 +23,7 @@ from flax import nnx
 
 from jaxarch import catalog, state
 from jaxarch.errors import CheckpointError
+from jaxarch.nn import make_rngs
 
 ARRAYS, ABOUT, SUMS = "arrays", "about.json", "checksums.json"
 FOLDER, BEST = "checkpoints", "best"
@@ -154,7 +155,7 @@ class Restored:
     def _build(self) -> nnx.Module:
         from jaxarch.train import finetune, tasks
 
-        about, rngs = self.about, nnx.Rngs(0)
+        about, rngs = self.about, make_rngs(0)
         model = catalog.create_model(about["name"], about["variant"], rngs=rngs, **about["overrides"])
         if "recipe" not in about:
             return model

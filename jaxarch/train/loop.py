@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxarch import catalog, state
 from jaxarch.autodiff import AutogradMonitor
 from jaxarch.errors import CheckpointError, DivergenceError, UsageError, unknown
+from jaxarch.nn import make_rngs
 from jaxarch.parallel import batch_sharding, make_mesh, parse_mesh, shardings
 from jaxarch.spec import Recipe
 from jaxarch.train import checkpoint, data, finetune, optim, step, tasks
@@ -181,7 +182,7 @@ def prepare(
     sample = source.batch(made.seed, 0, made.batch_size)
 
     def build(weights: state.Flat) -> nnx.Module:
-        rngs = nnx.Rngs(made.seed)
+        rngs = make_rngs(made.seed)
         model = catalog.create_model(name, variant, rngs=rngs, **overrides)
         state.update(model, weights)
         finetune.adapt(model, made.adapters, rngs)
