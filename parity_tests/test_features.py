@@ -28,18 +28,18 @@ def test_maps_are_the_modules_outputs():
 
 def test_drawn_from_random_and_from_trained_weights(image, tmp_path, capsys):
     out = tmp_path / "maps.png"
-    assert cli.main(["show", "advanced_cnn", "--features", str(image), "--out", str(out)]) == 0
+    assert cli.main(["show", "cnn", "--features", str(image), "--out", str(out)]) == 0
     random = imread(out)
     assert random.ndim == 3
     assert random.std() > 0.1
     settings = {"train.steps": "1", "train.eval_every": "1", "train.batch_size": "8"}
-    fit("advanced_cnn", settings=settings, mesh="data=8", out=tmp_path / "run", progress=False)
+    fit("cnn", settings=settings, mesh="data=8", out=tmp_path / "run", progress=False)
     given = ["--features", str(image), "--weights", str(tmp_path / "run"), "--out", str(out)]
-    assert cli.main(["show", "advanced_cnn", *given]) == 0
+    assert cli.main(["show", "cnn", *given]) == 0
     assert not np.array_equal(random, imread(out))
     capsys.readouterr()
     assert cli.main(["show", "resnet", *given]) == 2
-    assert "holds a advanced_cnn, not a resnet" in capsys.readouterr().err
+    assert "holds a cnn, not a resnet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
