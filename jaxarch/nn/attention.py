@@ -21,6 +21,7 @@ from jaxarch.nn import init
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.linear import Embedding, Linear
 from jaxarch.nn.module import Module, wide_dtype
+from jaxarch.nn.pooling import as_bool
 from jaxarch.nn.position import RotaryEmbedding
 
 ATTENTION_TYPES = ("standard", "relative", "local", "sparse")
@@ -382,4 +383,4 @@ def expand_mask(mask: Array | None, shape: tuple[int, ...]) -> Bool[Array, "..."
         raise DataError(
             f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(b, k)} or {(b, q, k)}"
         )
-    return wide if wide.dtype == bool else wide != 0
+    return as_bool(wide)

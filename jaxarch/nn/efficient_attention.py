@@ -5,6 +5,7 @@ width. Masks: True = attend. Hidden keys and excluded ones: see `jaxarch.nn.atte
 no T^2 weights to drop: their dropout acts on the result.
 """
 
+import functools
 import math
 
 import jax
@@ -18,6 +19,7 @@ from jaxarch.nn.attention import expand_mask, hide
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Buffer, Module, wide_dtype
+from jaxarch.nn.pooling import as_bool
 from jaxarch.nn.position import check_length
 
 # A shared query and key is most like itself: Reformer looks there only if there is nowhere else.
@@ -271,8 +273,10 @@ class ReformerAttention(Module):
 
     x (B, T, D), mask (B, T) -> (B, T, D). Each of `n_hashes` rounds sorts the positions by bucket, cuts them
     into chunks of `bucket_size`, and lets a position see its own chunk and the one before; the result is
-    softmax attention over all it saw in any round, itself only if there is nothing else. Cost T log T. The
-    buffer `rotations` (head_dim, n_hashes, buckets / 2) serves lengths up to `max_len`.
+    softmax attention over all it saw in any round, itself only if there is nothing else. Cost T log T: there
+    are about T / bucket_size buckets, and where they are more than 2 bucket_size a bucket is a pair, or more,
+    of smaller hashes, or hashing alone would cost T^2. The buffer `rotations` (head_dim, n_hashes, columns)
+    serves lengths up to `max_len`.
 
     Raises:
         UsageError: heads that do not divide the width, sizes below 1.
@@ -299,21 +303,22 @@ class ReformerAttention(Module):
         self.w_v = Linear(d_model, d_model, rngs=rngs)
         self.w_o = Linear(d_model, d_model, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
-        half = half_of_buckets(max_len, bucket_size)
-        self.rotations = Buffer(init.normal(1.0)(rngs.params(), (self.head_dim, n_hashes, half)))
+        columns = most_columns(max_len, bucket_size)
+        self.rotations = Buffer(init.normal(1.0)(rngs.params(), (self.head_dim, n_hashes, columns)))
 
     def __call__(self, x: Float[Array, "b t dm"], mask: Array | None = None) -> Float[Array, "b t dm"]:
         check_length(x.shape[1], self.max_len)
         q, v = split_heads(self.w_qk(x), self.n_heads), split_heads(self.w_v(x), self.n_heads)
-        half = half_of_buckets(x.shape[1], self.bucket_size)
-        y = lsh_attention(q, v, self.rotations[..., :half], self.bucket_size, key_mask(mask, q), self.causal)
+        parts, half = split_buckets(x.shape[1], self.bucket_size)
+        rotations = self.rotations[..., : parts * half].reshape(*self.rotations.shape[:2], parts, half)
+        y = lsh_attention(q, v, rotations, self.bucket_size, key_mask(mask, q), self.causal)
         return self.dropout(self.w_o(join_heads(y)))
 
 
 def lsh_attention(
     q: Float[Array, "b h t d"],
     v: Float[Array, "b h t d"],
-    rotations: Float[Array, "d r m"],
+    rotations: Float[Array, "d r n m"],
     width: int,
     mask: Bool[Array, "b t"] | None = None,
     causal: bool = False,
@@ -324,11 +329,10 @@ def lsh_attention(
     real = jnp.ones((len(q), t), bool) if mask is None else mask
     buckets = hash_buckets(jax.lax.stop_gradient(q).astype(dtype), rotations.astype(dtype))
     # Hidden positions go last, those that fill the last chunk behind them.
-    last = 2 * rotations.shape[-1]
+    last = (2 * rotations.shape[-1]) ** rotations.shape[-2]
     buckets = jnp.where(real[:, None, None], buckets, last)
     buckets = jnp.pad(buckets, ((0, 0), (0, 0), (0, 0), (0, spare)), constant_values=last + 1)
-    place = jnp.arange(t + spare, dtype=buckets.dtype)
-    order = (buckets * (t + spare) + place).argsort(-1)
+    order = buckets.argsort(-1, stable=True)
     rank = order.argsort(-1)
     chunk = rank // width
     keys = unit(q.astype(dtype))
@@ -354,10 +358,14 @@ def lsh_attention(
     return (jax.nn.softmax(mass, 2) * y).sum(2)[:, :, :t].astype(q.dtype)
 
 
-def hash_buckets(x: Float[Array, "b h t d"], rotations: Float[Array, "d r m"]) -> Int[Array, "b h r t"]:
-    """The bucket of every position in every round: the nearest of the directions +-rotations."""
-    turned = jnp.einsum("bhtd,drm->bhrtm", x, rotations)
-    return jnp.concatenate((turned, -turned), -1).argmax(-1)
+def hash_buckets(x: Float[Array, "b h t d"], rotations: Float[Array, "d r n m"]) -> Int[Array, "b h r t"]:
+    """The bucket of every position in every round: of each part the nearest of the directions +-rotations."""
+    turned = jnp.einsum("bhtd,drnm->bhrtnm", x, rotations)
+    nearest = jnp.concatenate((turned, -turned), -1).argmax(-1)
+    parts, count = rotations.shape[-2], 2 * rotations.shape[-1]
+    return functools.reduce(
+        lambda number, i: number * count + nearest[..., i], range(1, parts), nearest[..., 0]
+    )
 
 
 def seen_times(
@@ -393,9 +401,23 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return x / jnp.where(square > 0, jnp.maximum(norm, 1e-12), 1e-12)
 
 
-def half_of_buckets(length: int, bucket_size: int) -> int:
-    """Half the number of buckets for a length: buckets come in opposite pairs."""
-    return max(1, -(-length // (2 * bucket_size)))
+def split_buckets(length: int, bucket_size: int) -> tuple[int, int]:
+    """Of how many parts a bucket's number is made for a length, and half of how many values each has."""
+    half, parts = max(1, -(-length // (2 * bucket_size))), 1
+    while (2 * bucket_size) ** parts < 2 * half:
+        parts += 1
+    if parts == 1:
+        return 1, half
+    part = 1
+    while (2 * part) ** parts < 2 * half:
+        part += 1
+    return parts, part
+
+
+def most_columns(max_len: int, bucket_size: int) -> int:
+    """How many rotations serve every length up to `max_len`."""
+    parts, half = split_buckets(max_len, bucket_size)
+    return max(parts * half, (parts - 1) * bucket_size)
 
 
 def check_heads(d_model: int, n_heads: int) -> int:
@@ -432,4 +454,4 @@ def key_mask(mask: Array | None, k: Float[Array, "b h k d"]) -> Bool[Array, "b k
         raise DataError(
             f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(len(k), k.shape[2])}"
         )
-    return mask if mask.dtype == bool else mask != 0
+    return as_bool(mask)

@@ -68,8 +68,10 @@ def check_ids(ids: Int[Array, "..."], size: int, what: str = "id") -> None:
     """Refuse ids outside [0, size), as torch does. Under jit values are unknown and nothing is checked.
 
     Raises:
-        DataError: naming the first id out of range and the size.
+        DataError: naming the first id out of range and the size; ids that are no integers, under jit too.
     """
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise DataError(f"every {what} must be an integer, not {ids.dtype}")
     if isinstance(ids, jax.core.Tracer) or ids.size == 0:
         return
     values = np.asarray(ids)

@@ -55,4 +55,17 @@ def valid_steps(x: Array, mask: Array | None) -> Bool[Array, "b t"]:
         return jnp.ones(x.shape[:2], bool)
     if mask.shape != x.shape[:2]:
         raise DataError(f"a mask of shape {tuple(mask.shape)} does not fit, it must be {tuple(x.shape[:2])}")
+    return as_bool(mask)
+
+
+def as_bool(mask: Array) -> Bool[Array, "..."]:
+    """A mask of booleans or integers as booleans.
+
+    Raises:
+        DataError: it has floats, which may be meant to be added to scores.
+    """
+    if mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.integer):
+        raise DataError(
+            f"a mask must be bool or integers, 1 where attention is allowed, not {mask.dtype}: give mask > 0"
+        )
     return mask if mask.dtype == bool else mask != 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Dropout, Embedding, Linear, Module, init
 from torch.nn import functional as F
 
+from torchref.nn.pooling import as_bool
 from torchref.nn.position import RotaryEmbedding
 
 ATTENTION_TYPES = ("standard", "relative", "local", "sparse")
@@ -262,4 +263,4 @@ def expand_mask(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         raise ValueError(
             f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(b, k)} or {(b, q, k)}"
         )
-    return wide if wide.dtype == torch.bool else wide != 0
+    return as_bool(wide)

@@ -5,6 +5,7 @@ width. Masks: True = attend. Hidden keys and excluded ones: see `torchref.nn.att
 no T^2 weights to drop: their dropout acts on the result.
 """
 
+import functools
 import math
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from torchref.nn.attention import expand_mask, hide
+from torchref.nn.pooling import as_bool
 from torchref.nn.position import check_length
 
 # A shared query and key is most like itself: Reformer looks there only if there is nowhere else.
@@ -209,9 +211,11 @@ class ReformerAttention(Module):
 
     x (B, T, D), mask (B, T) -> (B, T, D). Each of `n_hashes` rounds sorts the positions by bucket, cuts them
     into chunks of `bucket_size`, and lets a position see its own chunk and the one before; the result is
-    softmax attention over all it saw in any round, itself only if there is nothing else. Cost T log T. The
-    buffer `rotations` (head_dim, n_hashes, buckets / 2) serves lengths up to `max_len`. Heads that do not
-    divide the width, masks per query and T beyond `max_len` are ValueErrors.
+    softmax attention over all it saw in any round, itself only if there is nothing else. Cost T log T: there
+    are about T / bucket_size buckets, and where they are more than 2 bucket_size a bucket is a pair, or more,
+    of smaller hashes, or hashing alone would cost T^2. The buffer `rotations` (head_dim, n_hashes, columns)
+    serves lengths up to `max_len`. Heads that do not divide the width, masks per query and T beyond `max_len`
+    are ValueErrors.
     """
 
     rotations: Tensor
@@ -235,14 +239,15 @@ class ReformerAttention(Module):
         self.w_v = Linear(d_model, d_model)
         self.w_o = Linear(d_model, d_model)
         self.dropout = Dropout(dropout)
-        half = half_of_buckets(max_len, bucket_size)
-        self.register_buffer("rotations", torch.randn(self.head_dim, n_hashes, half))
+        columns = most_columns(max_len, bucket_size)
+        self.register_buffer("rotations", torch.randn(self.head_dim, n_hashes, columns))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         check_length(x.shape[1], self.max_len)
         q, v = split_heads(self.w_qk(x), self.n_heads), split_heads(self.w_v(x), self.n_heads)
-        half = half_of_buckets(x.shape[1], self.bucket_size)
-        y = lsh_attention(q, v, self.rotations[..., :half], self.bucket_size, key_mask(mask, q), self.causal)
+        parts, half = split_buckets(x.shape[1], self.bucket_size)
+        rotations = self.rotations[..., : parts * half].unflatten(-1, (parts, half))
+        y = lsh_attention(q, v, rotations, self.bucket_size, key_mask(mask, q), self.causal)
         return self.dropout(self.w_o(join_heads(y)))
 
 
@@ -255,11 +260,10 @@ def lsh_attention(
     real = torch.ones(len(q), t, dtype=torch.bool, device=q.device) if mask is None else mask
     buckets = hash_buckets(q.detach().to(dtype), rotations.to(dtype))
     # Hidden positions go last, those that fill the last chunk behind them.
-    last = 2 * rotations.shape[-1]
+    last = (2 * rotations.shape[-1]) ** rotations.shape[-2]
     buckets = torch.where(real[:, None, None], buckets, last)
     buckets = F.pad(buckets, (0, spare), value=last + 1)
-    place = torch.arange(t + spare, device=q.device)
-    order = (buckets * (t + spare) + place).argsort(-1)
+    order = torch.argsort(buckets, dim=-1, stable=True)
     rank = order.argsort(-1)
     chunk = rank // width
     keys = F.normalize(q.to(dtype), dim=-1)
@@ -287,9 +291,14 @@ def lsh_attention(
 
 
 def hash_buckets(x: Tensor, rotations: Tensor) -> Tensor:
-    """The bucket (B, H, R, T) of every position in every round: the nearest of the directions +-rotations."""
-    turned = torch.einsum("bhtd,drm->bhrtm", x, rotations)
-    return torch.cat((turned, -turned), -1).argmax(-1)
+    """The bucket (B, H, R, T) of every position in every round: of each part the nearest of the directions
+    +-rotations (d, R, parts, m)."""
+    turned = torch.einsum("bhtd,drnm->bhrtnm", x, rotations)
+    nearest = torch.cat((turned, -turned), -1).argmax(-1)
+    parts, count = rotations.shape[-2], 2 * rotations.shape[-1]
+    return functools.reduce(
+        lambda number, i: number * count + nearest[..., i], range(1, parts), nearest[..., 0]
+    )
 
 
 def seen_times(chunk: Tensor, at: Tensor, k_at: Tensor) -> Tensor:
@@ -309,9 +318,23 @@ def with_previous(x: Tensor) -> Tensor:
     return torch.cat((x.roll(1, 3), x), 4)
 
 
-def half_of_buckets(length: int, bucket_size: int) -> int:
-    """Half the number of buckets for a length: buckets come in opposite pairs."""
-    return max(1, -(-length // (2 * bucket_size)))
+def split_buckets(length: int, bucket_size: int) -> tuple[int, int]:
+    """Of how many parts a bucket's number is made for a length, and half of how many values each has."""
+    half, parts = max(1, -(-length // (2 * bucket_size))), 1
+    while (2 * bucket_size) ** parts < 2 * half:
+        parts += 1
+    if parts == 1:
+        return 1, half
+    part = 1
+    while (2 * part) ** parts < 2 * half:
+        part += 1
+    return parts, part
+
+
+def most_columns(max_len: int, bucket_size: int) -> int:
+    """How many rotations serve every length up to `max_len`."""
+    parts, half = split_buckets(max_len, bucket_size)
+    return max(parts * half, (parts - 1) * bucket_size)
 
 
 def check_heads(d_model: int, n_heads: int) -> int:
@@ -339,4 +362,4 @@ def key_mask(mask: Tensor | None, k: Tensor) -> Tensor | None:
         raise ValueError(
             f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(len(k), k.shape[2])}"
         )
-    return mask != 0
+    return as_bool(mask)

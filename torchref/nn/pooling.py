@@ -42,4 +42,13 @@ def valid_steps(x: Tensor, mask: Tensor | None) -> Tensor:
         return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if mask.shape != x.shape[:2]:
         raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit, it must be {tuple(x.shape[:2])}")
+    return as_bool(mask)
+
+
+def as_bool(mask: Tensor) -> Tensor:
+    """A mask of booleans or integers as booleans; floats, which may be meant to be added, are a ValueError."""
+    if mask.is_floating_point():
+        raise ValueError(
+            f"a mask must be bool or integers, 1 where attention is allowed, not {mask.dtype}: give mask > 0"
+        )
     return mask != 0
