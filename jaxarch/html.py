@@ -1,6 +1,7 @@
 """Self-contained HTML from the templates, and pictures to put inside."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def curves(lines: dict[str, tuple[list[float], list[float]]], *, xlabel: str, yl
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    for style, (label, (x, y)) in zip(("-", "--", ":", "-."), lines.items(), strict=False):
+    for style, (label, (x, y)) in zip(itertools.cycle(("-", "--", ":", "-.")), lines.items(), strict=False):
         axes.plot(x, y, style, label=label, linewidth=1.5)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.spines[["top", "right"]].set_visible(False)

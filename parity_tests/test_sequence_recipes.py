@@ -12,11 +12,21 @@ from flax import nnx
 
 from jaxarch import catalog, html, state
 from jaxarch.errors import DataError, UsageError
-from jaxarch.train import data, fit, tasks
+from jaxarch.parallel import mesh
+from jaxarch.train import data, fit, loop, tasks
 from jaxarch.train.data import co2, dates, docstrings, pydoc_streams, spiral
 from jaxarch.train.tasks import forecast
 
 QUICK = {"train.steps": "2", "train.eval_every": "2", "train.batch_size": "8"}
+ONE = "data=1"
+
+
+@pytest.fixture(autouse=True)
+def first_devices(monkeypatch):
+    """A smaller mesh takes the first devices: a step for one compiles in half the time."""
+    monkeypatch.setattr(
+        loop, "make_mesh", lambda axes: mesh.make_mesh(axes, jax.devices()[: mesh.size(axes)])
+    )
 
 
 def load(name, arguments=None, **options):
@@ -65,7 +75,7 @@ def test_forecasts_that_need_no_learning(season):
 
 def test_the_forecaster_trains(season, tmp_path):
     settings = QUICK | {"train.options.tested": "40"}
-    run = fit("gru_forecaster", settings=settings, out=tmp_path / "run", progress=False)
+    run = fit("gru_forecaster", settings=settings, mesh=ONE, out=tmp_path / "run", progress=False)
     assert {"mae", "mae_last", "mae_seasonal", "mae_drift", "loss"} == run.metrics.keys()
 
 
@@ -104,7 +114,7 @@ def test_no_text_is_on_both_sides(monkeypatch):
 
 def test_the_classifier_trains(few_texts, tmp_path):
     settings = QUICK | {"model.hidden_dims": "[4]", "train.options.length": "16"}
-    run = fit("deep_residual_cnn", settings=settings, out=tmp_path / "run", progress=False)
+    run = fit("deep_residual_cnn", settings=settings, mesh=ONE, out=tmp_path / "run", progress=False)
     assert 0 <= run.metrics["accuracy"] <= 1
 
 
@@ -116,7 +126,7 @@ def test_films_and_paths(tmp_path):
     np.testing.assert_allclose(x.sum((2, 3, 4)), x[:, :1].sum((2, 3, 4)) * np.ones(4), rtol=1e-5)
     assert (x[:, 0] != x[:, 1]).any((1, 2, 3)).all()
     smaller = {"train.options.frames": "3", "train.options.count": "40", "model.hidden_channels": "2"}
-    run = fit("conv_lstm", settings=QUICK | smaller, out=tmp_path / "film", progress=False)
+    run = fit("conv_lstm", settings=QUICK | smaller, mesh=ONE, out=tmp_path / "film", progress=False)
     assert run.metrics["mse_copy"] > 0
     pieces = load("spiral", count=50, noise=0.0)
     times, target = pieces.train["times"], pieces.train["target"]
@@ -127,7 +137,7 @@ def test_films_and_paths(tmp_path):
     np.testing.assert_allclose(spiral.solve(target[:, 0], halves)[:, ::2], target, atol=1e-4)
     size = (target**4).sum(-1)
     assert (np.diff(size) < 1e-6).all()
-    run = fit("neural_ode", settings=QUICK, out=tmp_path / "path", progress=False)
+    run = fit("neural_ode", settings=QUICK, mesh=ONE, out=tmp_path / "path", progress=False)
     assert run.metrics["mse_still"] > 0
 
 
@@ -171,7 +181,7 @@ def test_coins_follow_the_schedule():
 
 def test_the_translator_trains(tmp_path):
     smaller = {"train.options.count": "40", "model.hidden_size": "4", "model.embed_dim": "3"}
-    run = fit("seq2seq_rnn", settings=QUICK | smaller, out=tmp_path / "run", progress=False)
+    run = fit("seq2seq_rnn", settings=QUICK | smaller, mesh=ONE, out=tmp_path / "run", progress=False)
     assert {"exact", "signs"} == run.metrics.keys()
     assert run.history[0]["ratio"] == 1.0 > run.history[1]["ratio"]
 
@@ -222,7 +232,14 @@ def test_truncated_backpropagation():
 def test_the_language_model_trains(tmp_path):
     smaller = {"model.vocab_size": "260", "model.hidden_dim": "4", "model.embed_dim": "3"}
     smaller |= {"train.options.length": "256", "train.batch_size": "16"}
-    run = fit("bi_lstm", recipe="truncated", settings=QUICK | smaller, out=tmp_path / "run", progress=False)
+    run = fit(
+        "bi_lstm",
+        recipe="truncated",
+        settings=QUICK | smaller,
+        mesh="data=2",
+        out=tmp_path / "run",
+        progress=False,
+    )
     assert 1 < run.metrics["perplexity"] < 400
 
 

@@ -1,10 +1,13 @@
 """`jaxarch bench gcn`: the GNN's training step on 100,000 nodes and a million edges, with PyG's too if installed.
 
-`python -m jaxarch.bench.gcn WAY [gat]` takes three steps one way and prints the process's peak memory.
+`python -m jaxarch.bench.gcn WAY [gat]` goes one way in a process of its own, undisturbed by the others' threads,
+and prints a step's time and the process's peak memory.
 """
 
 import importlib.util
+import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -99,8 +102,8 @@ def with_pygs_layers(model: Any, name: str) -> None:
         setattr(model, key, layer)
 
 
-def peak(way: str, name: str) -> float:
-    """The most memory in GB that this process has held after three steps, less what it held before."""
+def alone(way: str, name: str, repeat: int = 6, **sizes: int) -> tuple[float, float]:
+    """Median seconds of a step, and the most memory in GB that this process has held beyond its imports."""
     import resource
 
     import torch  # noqa: F401  (what an import takes does not count)
@@ -110,11 +113,16 @@ def peak(way: str, name: str) -> float:
 
     if way.startswith(PYG):
         import torch_geometric  # noqa: F401
-    before, run = held(), step(way, name)
-    for _ in range(3):
+    before, run = held(), step(way, name, **sizes)
+    run()
+    seconds = []
+    for _ in range(repeat):
+        start = time.perf_counter()
         run()
-    return (held() - before) / 2**20
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), (held() - before) / 2**20
 
 
 if __name__ == "__main__":
-    print(f"{peak(sys.argv[1], 'gat' if 'gat' in sys.argv[2:] else 'gnn'):.2f} GB")
+    told = alone(sys.argv[1], "gat" if "gat" in sys.argv[2:] else "gnn")
+    print("{:.3f} s, {:.2f} GB".format(*told))
