@@ -24,6 +24,7 @@ from jaxarch.convert.command import convert
 from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.hub import read_hub, write_hub
 from jaxarch.errors import ConversionError, DataError, UsageError
+from jaxarch.parity.pair import unweighted
 from jaxarch.train import checkpoint
 
 BOUND = 1e-10
@@ -115,7 +116,7 @@ def loaded(folder):
     tensors, left = hub.fitted(set(theirs.state_dict()))
     assert not left
     theirs.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()})
-    ours = catalog.create_model(hub.name, variant, **hub.arguments)
+    ours = unweighted(lambda: catalog.create_model(hub.name, variant, **hub.arguments))
     load_state_dict(ours, tensors)
     ours.eval()
     return theirs, ours
@@ -395,7 +396,7 @@ def test_folders_that_are_wrong_are_refused(tmp_path):
 def test_gpt2_decodes_a_few_tokens_at_a_time_what_it_computes_at_once():
     """Cached = full, in both packages, at every split of the sequence."""
     theirs = catalog.create_model("gpt2", "tiny", package="torchref").double().eval()
-    ours = catalog.create_model("gpt2", "tiny")
+    ours = unweighted(lambda: catalog.create_model("gpt2", "tiny"))
     load_state_dict(ours, theirs.state_dict())
     ours.eval()
     ids = np.random.default_rng(0).integers(0, 40, (2, 6))
