@@ -39,7 +39,6 @@ class Beams(NamedTuple):
 
     size: int
     length_penalty: float
-    banned: int | None  # a token that is never written
 
 
 class Text(NamedTuple):
@@ -49,6 +48,7 @@ class Text(NamedTuple):
     repetition_penalty: float
     stops: tuple[int, ...]
     fill: int  # what a row holds after its end
+    banned: int | None  # a token that is never written
 
 
 def generate(
@@ -94,25 +94,16 @@ def generate(
         real = jnp.arange(width, dtype=lengths.dtype) < lengths[:, None]
         prompt_ids = jnp.where(real, prompt_ids, stops[0] if stops else 0)
     check_ids(prompt_ids, model.config.vocab_size, "token")
-    if temperature == 0:
-        if key is not None or uniforms is not None:
-            raise UsageError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
-        uniforms = jnp.zeros((batch, max_new_tokens))
-    elif key is not None and uniforms is None:
-        uniforms = jax.random.uniform(key, (batch, max_new_tokens))
-    elif key is not None or uniforms is None:
-        raise UsageError("sampling needs either key or uniforms")
-    elif uniforms.shape != (batch, max_new_tokens):
-        raise DataError(f"uniforms have shape {uniforms.shape}, needed is {(batch, max_new_tokens)}")
+    uniforms = check_draws(temperature, key, uniforms, (batch, max_new_tokens))
     jax.eval_shape(lambda: model.init_cache(batch, width + max_new_tokens))
     graph, params, rest = state.split(model)
-    text = Text(max_new_tokens, float(repetition_penalty), stops, stops[0] if stops else 0)
+    text = Text(max_new_tokens, float(repetition_penalty), stops, stops[0] if stops else 0, None)
     lengths = jnp.full(batch, width, jnp.int32) if lengths is None else lengths
     if beam_size > 1:
-        beams = Beams(beam_size, float(length_penalty), None)
+        beams = Beams(beam_size, float(length_penalty))
         return _search(graph, text, beams, params, rest, prompt_ids, lengths, None)
     sampling = Sampling(float(temperature), top_k, top_p)
-    return _sample(graph, text, sampling, params, rest, prompt_ids, lengths, uniforms)
+    return _sample(graph, text, sampling, params, rest, prompt_ids, lengths, uniforms, None)
 
 
 def translate(
@@ -124,29 +115,43 @@ def translate(
     eos_token_id: int,
     beam_size: int = 1,
     length_penalty: float = 0.0,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    key: Array | None = None,
+    uniforms: Float[Array, "b n"] | None = None,
 ) -> Int[Array, "b n"]:
     """The likeliest targets of sources (B, S) by beam search: (B, max_new_tokens), padded after the end.
 
     The model has `encode(src)`, `init_cache(batch, max_len)`, `decode(ids, cache, memory, mask)` and
     `config.pad_token_id`. `beam_size` 1 is greedy. Padding is never written before the end. Beams are ranked
     by log p / ((5 + length) / 6)^length_penalty (Wu et al. 2016, arXiv:1609.08144); a finished one keeps its
-    place while its log p is among the best.
+    place while its log p is among the best. With a `temperature` targets are sampled, as `generate` does.
 
     Raises:
         UsageError: a setting out of range, or one that has no effect; the end is the padding.
         DataError: a source is empty or too long for the model, or `max_new_tokens` is.
     """
     pad = model.config.pad_token_id
-    check_beams(max_new_tokens, beam_size, length_penalty, eos_token_id, pad)
+    check_settings(max_new_tokens, temperature, top_k, top_p)
+    check_search(temperature, 1.0, beam_size, length_penalty)
+    if eos_token_id == pad:
+        raise UsageError(
+            f"eos_token_id {pad} is the model's pad_token_id: the end must be a token of its own"
+        )
     if src_ids.shape[1] == 0:
         raise DataError("the source is empty: give at least one token")
     check_ids(src_ids, model.config.vocab_size, "token")
+    uniforms = check_draws(temperature, key, uniforms, (len(src_ids), max_new_tokens))
     jax.eval_shape(lambda: model.init_cache(len(src_ids), max_new_tokens))
     graph, params, rest = state.split(model)
-    text = Text(max_new_tokens, 1.0, (eos_token_id,), pad)
-    beams = Beams(beam_size, float(length_penalty), pad)
+    text = Text(max_new_tokens, 1.0, (eos_token_id,), pad, pad)
     prompt = jnp.full((len(src_ids), 1), bos_token_id, src_ids.dtype)
     lengths = jnp.ones(len(src_ids), jnp.int32)
+    if temperature > 0:
+        sampling = Sampling(float(temperature), top_k, top_p)
+        return _sample(graph, text, sampling, params, rest, prompt, lengths, uniforms, src_ids)[:, 1:]
+    beams = Beams(beam_size, float(length_penalty))
     return _search(graph, text, beams, params, rest, prompt, lengths, src_ids)[:, 1:]
 
 
@@ -218,18 +223,26 @@ def check_lengths(lengths: Array, batch: int, width: int) -> Int[Array, " b"]:
     return jnp.asarray(given, jnp.int32)
 
 
-def check_beams(max_new_tokens: int, beam_size: int, length_penalty: float, eos: int, pad: int) -> None:
-    """Refuse settings out of range, and those without effect.
+def check_draws(
+    temperature: float, key: Array | None, uniforms: Array | None, shape: tuple[int, int]
+) -> Float[Array, "b n"]:
+    """The uniform numbers that tokens are drawn with: given, or from the key; zeros where nothing is drawn.
 
     Raises:
-        UsageError: naming the setting.
+        UsageError: not exactly one of the two, or one without effect.
+        DataError: uniforms of another shape.
     """
-    check_settings(max_new_tokens, 0.0)
-    check_search(0.0, 1.0, beam_size, length_penalty)
-    if eos == pad:
-        raise UsageError(
-            f"eos_token_id {eos} is the model's pad_token_id: the end must be a token of its own"
-        )
+    if temperature == 0:
+        if key is not None or uniforms is not None:
+            raise UsageError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
+        return jnp.zeros(shape)
+    if (key is None) == (uniforms is None):
+        raise UsageError("sampling needs either key or uniforms")
+    if uniforms is None:
+        return jax.random.uniform(key, shape)
+    if uniforms.shape != shape:
+        raise DataError(f"uniforms have shape {uniforms.shape}, needed is {shape}")
+    return uniforms
 
 
 def choose(
@@ -281,20 +294,23 @@ def _sample(
     prompt: Int[Array, "b t"],
     lengths: Int[Array, " b"],
     uniforms: Float[Array, "b n"],
+    src: Int[Array, "b s"] | None,
 ) -> Int[Array, "b m"]:
     model: Any = state.merge(graph, params, rest)
     model.eval()
     width, new = prompt.shape[1], text.new
+    memory = () if src is None else model.encode(src)
     first = lengths.min()
-    cache = _filled(model, prompt, first, width + new)
+    # The last token is written and not read again.
+    cache = _filled(model, prompt, first, width + new - 1, *memory)
     decode_graph, *arrays = nnx.split(model)
     places = jnp.arange(width + new, dtype=lengths.dtype)
 
     def step(carry):
         i, ids, cache, done = carry
         last = jax.lax.dynamic_slice_in_dim(ids, i - 1, 1, 1)
-        logits, cache = nnx.merge(decode_graph, *arrays).decode(last, cache)
-        logits = penalize(logits[:, -1], ids, (places < i)[None], text.repetition_penalty)
+        logits, cache = nnx.merge(decode_graph, *arrays).decode(last, cache, *memory)
+        logits = _allowed(penalize(logits[:, -1], ids, (places < i)[None], text.repetition_penalty), text)
         at = jnp.clip(i - lengths, 0, new - 1)
         token = choose(logits, jnp.take_along_axis(uniforms, at[:, None], 1)[:, 0], *sampling)
         token = jnp.where(done | (i >= lengths + new), text.fill, token.astype(ids.dtype))
@@ -327,7 +343,6 @@ def _search(
     (batch, width), new, beam = prompt.shape, text.new, beams.size
     memory = () if src is None else model.encode(src)
     first = lengths.min()
-    # The last token is written and not read again.
     cache = _filled(model, prompt, first, width + new - 1, *memory)
     memory, cache = (
         jax.tree.map(lambda x: jnp.repeat(x, beam, 0) if x.ndim else x, t) for t in (memory, cache)
@@ -344,9 +359,7 @@ def _search(
         flat = ids.reshape(batch * beam, -1)
         logits = penalize(logits[:, -1].astype(dtype), flat, (places < i)[None], text.repetition_penalty)
         vocab = jnp.arange(logits.shape[-1])
-        if beams.banned is not None:
-            logits = jnp.where(vocab == beams.banned, -jnp.inf, logits)
-        log_p = jax.nn.log_softmax(logits).reshape(batch, beam, -1)
+        log_p = jax.nn.log_softmax(_allowed(logits, text)).reshape(batch, beam, -1)
         # A finished beam goes on in one way only, at no cost.
         ended = done | (i >= ends)[:, None]
         log_p = jnp.where(ended[..., None], jnp.where(vocab == text.fill, 0.0, -jnp.inf).astype(dtype), log_p)
@@ -388,6 +401,12 @@ def _filled(model: Any, prompt: Int[Array, "b t"], first: Int[Array, ""], room: 
 def _start(prompt: Int[Array, "b t"], text: Text) -> Int[Array, "b m"]:
     """The prompts in rows that have room for what is written."""
     return jnp.pad(prompt, ((0, 0), (0, text.new)), constant_values=text.fill)
+
+
+def _allowed(logits: Float[Array, "b v"], text: Text) -> Float[Array, "b v"]:
+    if text.banned is None:
+        return logits
+    return jnp.where(jnp.arange(logits.shape[-1]) == text.banned, -jnp.inf, logits)
 
 
 def _among(token: Int[Array, "*b"], stops: tuple[int, ...]) -> Bool[Array, "*b"]:

@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -336,6 +337,23 @@ def test_bad_calls():
             model(array(ids + V))
     with pytest.raises(DataError, match=r"label 99.*40"):
         j(jnp.asarray(ids), None, jnp.asarray(np.full_like(ids, 99)))
+
+
+@pytest.mark.parametrize("which", [NAME, "gpt2", "bert_for_masked_lm"])
+def test_wrong_dtypes(which, monkeypatch):
+    """As a user sees them, whose annotations nobody checks; under jit too."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    model = unweighted(lambda: catalog.create_model(which, "tiny"))
+    graph, params, rest = state.split(model)
+    ids = jnp.ones((2, 4), int)
+    for key, text in (
+        ("input_ids", "every id must"),
+        ("attention_mask", "a mask must"),
+        ("labels", "every label must"),
+    ):
+        given = {"input_ids": ids, key: ids.astype(float)}
+        with pytest.raises(DataError, match=rf"{text} be .*not float64"):
+            jax.eval_shape(lambda p, given=given: state.merge(graph, p, rest)(**given), params)
 
 
 @pytest.mark.parametrize("package", ["jaxarch", "torchref"])

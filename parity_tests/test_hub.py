@@ -437,7 +437,13 @@ def test_trained_sentence_encoder(tmp_path):
     assert convert(f"hf:{source}", str(tmp_path / "ours")) == (
         f"{tmp_path / 'ours'}: 103 tensors, 90,852,864 bytes, bert base"
     )
-    model = checkpoint.load(tmp_path / "ours").model()
+    restored = checkpoint.load(tmp_path / "ours")
+    model = unweighted(
+        lambda: catalog.create_model(
+            restored.about["name"], restored.about["variant"], **restored.about["overrides"]
+        )
+    )
+    state.update(model, {k: jnp.asarray(v) for k, v in restored.params.items()})
     model.eval()
     graph, params, rest = state.split(model)
 

@@ -30,7 +30,6 @@ class Beams(NamedTuple):
 
     size: int
     length_penalty: float
-    banned: int | None  # a token that is never written
 
 
 class Text(NamedTuple):
@@ -40,6 +39,7 @@ class Text(NamedTuple):
     repetition_penalty: float
     stops: tuple[int, ...]
     fill: int  # what a row holds after its end
+    banned: int | None  # a token that is never written
 
 
 @torch.no_grad()
@@ -81,24 +81,17 @@ def generate(
         lengths = check_lengths(lengths, batch, width).to(prompt_ids.device)
         real = torch.arange(width, device=prompt_ids.device) < lengths[:, None]
         prompt_ids = torch.where(real, prompt_ids, stops[0] if stops else 0)
-    if temperature == 0:
-        if key is not None or uniforms is not None:
-            raise ValueError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
-        uniforms = torch.zeros(batch, max_new_tokens)
-    elif key is not None and uniforms is None:
-        uniforms = torch.rand(batch, max_new_tokens, generator=key)
-    elif key is not None or uniforms is None:
-        raise ValueError("sampling needs either key or uniforms")
-    elif uniforms.shape != (batch, max_new_tokens):
-        raise ValueError(f"uniforms have shape {tuple(uniforms.shape)}, needed is {(batch, max_new_tokens)}")
-    text = Text(max_new_tokens, float(repetition_penalty), stops, stops[0] if stops else 0)
+    uniforms = check_draws(temperature, key, uniforms, (batch, max_new_tokens))
+    model.init_cache(1, width + max_new_tokens)  # refuses what is too long for the model
+    text = Text(max_new_tokens, float(repetition_penalty), stops, stops[0] if stops else 0, None)
     lengths = torch.full((batch,), width, device=prompt_ids.device) if lengths is None else lengths
     training = model.training
     model.eval()
     if beam_size > 1:
-        ids = _search(model, text, Beams(beam_size, length_penalty, None), prompt_ids, lengths, None)
+        ids = _search(model, text, Beams(beam_size, length_penalty), prompt_ids, lengths, None)
     else:
-        ids = _sample(model, text, Sampling(temperature, top_k, top_p), prompt_ids, lengths, uniforms)
+        sampling = Sampling(temperature, top_k, top_p)
+        ids = _sample(model, text, sampling, prompt_ids, lengths, uniforms, None)
     model.train(training)
     return ids
 
@@ -113,28 +106,41 @@ def translate(
     eos_token_id: int,
     beam_size: int = 1,
     length_penalty: float = 0.0,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    key: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
 ) -> Tensor:
     """The likeliest targets of sources (B, S) by beam search: (B, max_new_tokens), padded after the end.
 
     The model has `encode(src)`, `init_cache(batch, max_len)`, `decode(ids, cache, memory, mask)` and
     `config.pad_token_id`. `beam_size` 1 is greedy. Padding is never written before the end. Beams are ranked
     by log p / ((5 + length) / 6)^length_penalty (Wu et al. 2016, arXiv:1609.08144); a finished one keeps its
-    place while its log p is among the best. Settings out of range or without effect, and sequences that do
-    not fit the model, are ValueErrors.
+    place while its log p is among the best. With a `temperature` targets are sampled, as `generate` does.
+    Settings out of range or without effect, and sequences that do not fit the model, are ValueErrors.
     """
     pad = model.config.pad_token_id
-    check_beams(max_new_tokens, beam_size, length_penalty, eos_token_id, pad)
+    check_settings(max_new_tokens, temperature, top_k, top_p)
+    check_search(temperature, 1.0, beam_size, length_penalty)
+    if eos_token_id == pad:
+        raise ValueError(
+            f"eos_token_id {pad} is the model's pad_token_id: the end must be a token of its own"
+        )
     if src_ids.shape[1] == 0:
         raise ValueError("the source is empty: give at least one token")
-    text = Text(max_new_tokens, 1.0, (eos_token_id,), pad)
-    beams = Beams(beam_size, length_penalty, pad)
+    uniforms = check_draws(temperature, key, uniforms, (len(src_ids), max_new_tokens))
+    text = Text(max_new_tokens, 1.0, (eos_token_id,), pad, pad)
     prompt = torch.full_like(src_ids[:, :1], bos_token_id)
     lengths = torch.ones(len(src_ids), dtype=torch.int64, device=src_ids.device)
     training = model.training
     model.eval()
-    ids = _search(model, text, beams, prompt, lengths, src_ids)[:, 1:]
+    if temperature > 0:
+        ids = _sample(model, text, Sampling(temperature, top_k, top_p), prompt, lengths, uniforms, src_ids)
+    else:
+        ids = _search(model, text, Beams(beam_size, length_penalty), prompt, lengths, src_ids)
     model.train(training)
-    return ids
+    return ids[:, 1:]
 
 
 def check_settings(
@@ -190,14 +196,24 @@ def check_lengths(lengths: Tensor, batch: int, width: int) -> Tensor:
     return lengths
 
 
-def check_beams(max_new_tokens: int, beam_size: int, length_penalty: float, eos: int, pad: int) -> None:
-    """Refuse settings out of range, and those without effect, with a ValueError."""
-    check_settings(max_new_tokens, 0.0)
-    check_search(0.0, 1.0, beam_size, length_penalty)
-    if eos == pad:
-        raise ValueError(
-            f"eos_token_id {eos} is the model's pad_token_id: the end must be a token of its own"
-        )
+def check_draws(
+    temperature: float, key: torch.Generator | None, uniforms: Tensor | None, shape: tuple[int, int]
+) -> Tensor:
+    """The uniform numbers that tokens are drawn with: given, or from the key; zeros where nothing is drawn.
+
+    Not exactly one of the two, one without effect, and uniforms of another shape are ValueErrors.
+    """
+    if temperature == 0:
+        if key is not None or uniforms is not None:
+            raise ValueError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
+        return torch.zeros(shape)
+    if (key is None) == (uniforms is None):
+        raise ValueError("sampling needs either key or uniforms")
+    if uniforms is None:
+        return torch.rand(shape, generator=key)
+    if uniforms.shape != shape:
+        raise ValueError(f"uniforms have shape {tuple(uniforms.shape)}, needed is {shape}")
+    return uniforms
 
 
 def choose(
@@ -237,16 +253,24 @@ def penalize(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
 
 def _sample(
-    model: Any, text: Text, sampling: Sampling, prompt: Tensor, lengths: Tensor, uniforms: Tensor
+    model: Any,
+    text: Text,
+    sampling: Sampling,
+    prompt: Tensor,
+    lengths: Tensor,
+    uniforms: Tensor,
+    src: Tensor | None,
 ) -> Tensor:
     width, new = prompt.shape[1], text.new
+    memory = () if src is None else model.encode(src)
     first = int(lengths.min())
-    cache = _filled(model, prompt, first, width + new)
+    # The last token is written and not read again.
+    cache = _filled(model, prompt, first, width + new - 1, *memory)
     ids, done = _start(prompt, text), torch.zeros_like(lengths, dtype=torch.bool)
     uniforms = uniforms.to(ids.device)
     for i in range(first, width + new):
-        logits, cache = model.decode(ids[:, i - 1 : i], cache)
-        logits = penalize(logits[:, -1], ids[:, :i], text.repetition_penalty)
+        logits, cache = model.decode(ids[:, i - 1 : i], cache, *memory)
+        logits = _allowed(penalize(logits[:, -1], ids[:, :i], text.repetition_penalty), text)
         at = (i - lengths).clamp(0, new - 1)
         token = choose(logits, uniforms.gather(1, at[:, None])[:, 0], *sampling)
         token = torch.where(done | (i >= lengths + new), text.fill, token)
@@ -264,7 +288,6 @@ def _search(
     (batch, width), new, beam, device = prompt.shape, text.new, beams.size, prompt.device
     memory = () if src is None else model.encode(src)
     first = int(lengths.min())
-    # The last token is written and not read again.
     cache = _filled(model, prompt, first, width + new - 1, *memory)
     memory = tuple(x.repeat_interleave(beam, 0) for x in memory)
     cache = _rows(cache, torch.arange(batch, device=device).repeat_interleave(beam))
@@ -282,9 +305,7 @@ def _search(
         flat = ids.reshape(batch * beam, -1)
         logits = penalize(logits[:, -1].to(dtype), flat[:, :i], text.repetition_penalty)
         vocab = torch.arange(logits.shape[-1], device=device)
-        if beams.banned is not None:
-            logits = logits.masked_fill(vocab == beams.banned, -math.inf)
-        log_p = logits.log_softmax(-1).reshape(batch, beam, -1)
+        log_p = _allowed(logits, text).log_softmax(-1).reshape(batch, beam, -1)
         # A finished beam goes on in one way only, at no cost.
         ended = done | (i >= ends)[:, None]
         log_p = torch.where(
@@ -321,6 +342,12 @@ def _filled(model: Any, prompt: Tensor, first: int, room: int, *memory: Tensor) 
 def _start(prompt: Tensor, text: Text) -> Tensor:
     """The prompts in rows that have room for what is written."""
     return torch.nn.functional.pad(prompt, (0, text.new), value=text.fill)
+
+
+def _allowed(logits: Tensor, text: Text) -> Tensor:
+    if text.banned is None:
+        return logits
+    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == text.banned, -math.inf)
 
 
 def _among(token: Tensor, stops: tuple[int, ...]) -> Tensor:
