@@ -236,10 +236,10 @@ def check_draws(
         if key is not None or uniforms is not None:
             raise UsageError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
         return jnp.zeros(shape)
-    if (key is None) == (uniforms is None):
-        raise UsageError("sampling needs either key or uniforms")
-    if uniforms is None:
+    if key is not None and uniforms is None:
         return jax.random.uniform(key, shape)
+    if key is not None or uniforms is None:
+        raise UsageError("sampling needs either key or uniforms")
     if uniforms.shape != shape:
         raise DataError(f"uniforms have shape {uniforms.shape}, needed is {shape}")
     return uniforms

@@ -207,10 +207,10 @@ def check_draws(
         if key is not None or uniforms is not None:
             raise ValueError("temperature 0 is greedy: key and uniforms have no effect, set temperature")
         return torch.zeros(shape)
-    if (key is None) == (uniforms is None):
-        raise ValueError("sampling needs either key or uniforms")
-    if uniforms is None:
+    if key is not None and uniforms is None:
         return torch.rand(shape, generator=key)
+    if key is not None or uniforms is None:
+        raise ValueError("sampling needs either key or uniforms")
     if uniforms.shape != shape:
         raise ValueError(f"uniforms have shape {tuple(uniforms.shape)}, needed is {shape}")
     return uniforms

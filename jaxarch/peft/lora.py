@@ -265,7 +265,7 @@ def thaw(model: nnx.Module) -> None:
     _change(model, Frozen, nnx.Param)
 
 
-def _change(model: nnx.Module, kind: type, to: Any) -> None:
+def _change(model: nnx.Module, kind: Any, to: Any) -> None:
     for _, module in list(nnx.iter_modules(model)):
         for name, value in list(vars(module).items()):
             if isinstance(value, kind):
