@@ -58,7 +58,7 @@ def test_labels_are_drawn():
 
 def test_two_labels_are_a_club(tmp_path):
     few = {"train.steps": "40", "train.eval_every": "40"}
-    run = fit("gnn", settings=few, mesh=WHOLE, out=tmp_path / "run", progress=False)
+    run = fit("gnn", settings=few, mesh=ONE, out=tmp_path / "run", progress=False)
     assert (run.run.source.train["label"] >= 0).sum() == 2
     assert (run.run.source.test["label"] >= 0).sum() == 32
     assert run.metrics["accuracy"] > 0.8
@@ -70,12 +70,12 @@ def test_two_labels_are_a_club(tmp_path):
 
 
 def test_graphs_over_eight_devices(tmp_path):
-    """Two steps of the molecules' recipe with the batch over the devices, and on one."""
+    """Two steps of the molecules' recipe with the batch over the devices, and with all of it on each."""
     tiny = {"train.options.count": "200", "train.options.most_atoms": "12", "model.hidden_dim": "8"}
     tiny |= {"train.steps": "2", "train.batch_size": "16", "train.eval_every": "2"}
     runs = [
         fit("gnn", recipe="molecules", settings=tiny, mesh=m, out=tmp_path / m, progress=False)
-        for m in ("data=8", ONE)
+        for m in ("data=8", WHOLE)
     ]
     divided, whole = runs
     for a, b in zip(divided.history, whole.history, strict=True):
