@@ -79,8 +79,8 @@ The judge is an MLP trained by its own page on the same 1,437 training digits; i
 held-out ones. The Frechet distance is that of its last hidden layer's 128 features, between {count:,} samples (seed
 {seed}; by the averaged weights where a recipe keeps them) and the held-out digits. The training digits themselves have
 {floor:.2f}, and "untrained" is the same model before its first step. The bounds are about
-twice the figures, of which there is one seed each. The VAE's `beta` and StyleGAN's penalty, rate and average were chosen
-after a look at this distance (three and five runs).
+twice the figures or more, and of these there is one seed each. The VAE's `beta` and StyleGAN's penalty, rate, average
+and steps were chosen after a look at this distance (three and six runs).
 
 {distances}
 
