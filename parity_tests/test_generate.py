@@ -75,6 +75,8 @@ def test_both_frameworks_write_the_same_tokens(variant):
             assert np.array_equal(
                 t(torch.tensor(np.asarray(greedy)[:, : 6 + i]))["logits"][:, -1].argmax(-1), greedy[:, 6 + i]
             )
+    if variant != "tiny":
+        return  # the draws know nothing of the model
     u = np.random.default_rng(2).random((B, 8))
     settings = {"temperature": 1.3, "top_k": 30, "top_p": 0.95}
     sampled = generate(j, jnp.asarray(ids), 8, **settings, uniforms=jnp.asarray(u))
