@@ -95,6 +95,7 @@ def check_pair(pair: Pair, name: str, variant: str, modes: Sequence[str] = MODES
     start = time.monotonic()
     weights, roundtrip = _weights(pair), _roundtrip(pair)
     outputs, gradients, training = Errors(), Errors(), Errors()
+    optimizer = sides.Optimizer()
     zeros: set[str] = set()
     diverged = ""
     for mode in modes:
@@ -117,7 +118,7 @@ def check_pair(pair: Pair, name: str, variant: str, modes: Sequence[str] = MODES
         if a.parameters:
             targets = sides.draw_like_outputs(pair, masks, 2)
             c = sides.torch_train(pair, masks, targets, tiny)
-            d = jax_side.trained(targets, tiny)
+            d = jax_side.trained(optimizer, targets, tiny)
             for field in ("parameters", "exp_avg", "exp_avg_sq"):
                 training.add(f"{mode}, {field} ", compare(getattr(c, field), getattr(d, field)))
             training.add(f"{mode}, buffer ", compare(*_shared(c.buffers, d.buffers)))

@@ -252,6 +252,25 @@ def check_dropouts(pair: Pair) -> None:
             raise UsageError(f"{name} is nnx.Dropout: in train mode parity needs jaxarch.nn.Dropout there")
 
 
+class Optimizer:
+    """Clipped AdamW as training makes it, compiled once for all modes of a pair."""
+
+    def __init__(self):
+        optimizer = create_optimizer(
+            "adamw",
+            learning_rate=create_schedule("cosine", LEARNING_RATE, WARMUP, STEPS + 1),
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_NORM,
+        )
+
+        @jax.jit
+        def update(gradients, opt_state, params):
+            updates, opt_state = optimizer.update(gradients, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        self.init, self.update = optimizer.init, update
+
+
 class JaxSide:
     """The same by the nnx module: one compiled pass serves outputs, gradients and every training step."""
 
@@ -300,18 +319,18 @@ class JaxSide:
             under_torch_keys([r for r in pair.rows if not r.trainable], after),
         )
 
-    def trained(self, targets: Arrays, exact_zeros: set[str]) -> Trained:
-        """The training steps, by the optimizer that training uses."""
+    def trained(self, optimizer: Optimizer, targets: Arrays, exact_zeros: set[str]) -> Trained:
+        """The training steps."""
         pair, given = self.pair, self._given(targets)
         zeros = {r.path for r in pair.rows if r.torch in exact_zeros}
         params, rest = self.params, self.rest
-        opt_state = _optimizer().init(params)
+        opt_state = optimizer.init(params)
         for _ in range(STEPS):
             _, (gradients, _), rest = self._run(
                 params, rest, self.floats, self.others, self.masks, given, True
             )
             gradients = {k: jnp.zeros_like(g) if k in zeros else g for k, g in gradients.items()}
-            params, opt_state = _updated(gradients, opt_state, params)
+            params, opt_state = optimizer.update(gradients, opt_state, params)
         is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
         (adam,) = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
         return Trained(
@@ -320,19 +339,3 @@ class JaxSide:
             under_torch_keys(pair.rows, adam.nu),
             under_torch_keys([r for r in pair.rows if not r.trainable], rest),
         )
-
-
-@functools.cache
-def _optimizer() -> optax.GradientTransformation:
-    return create_optimizer(
-        "adamw",
-        learning_rate=create_schedule("cosine", LEARNING_RATE, WARMUP, STEPS + 1),
-        weight_decay=WEIGHT_DECAY,
-        max_grad_norm=MAX_NORM,
-    )
-
-
-@jax.jit
-def _updated(gradients, opt_state, params):
-    updates, opt_state = _optimizer().update(gradients, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
