@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -341,7 +342,8 @@ class _Loop:
         self.best, self.stale, self.history = best, stale, history
         self.metrics: dict[str, float] = {}
         recipe = run.recipe
-        self.step = step.make_train_step(
+        make = functools.partial(
+            step.make_train_step,
             run.graph,
             run.task,
             run.optimizers,
@@ -349,9 +351,13 @@ class _Loop:
             accumulate=recipe.accumulate,
             average=recipe.ema,
             seed=recipe.seed,
-            monitor=self._monitor(),
             placed=jax.tree.map(lambda x: x.sharding, run.abstract),
         )
+        self.step = self.watched = make()
+        if recipe.monitor:
+            monitor = AutogradMonitor(state.merge(run.graph, run.abstract.params, run.abstract.rest), every=1)
+            # A step of its own for what is written: the others pay nothing.
+            self.watched = make(monitor=monitor)
         self.count = step.make_eval_step(run.eval_graph, run.task)
         self.schedule = schedule_of(recipe)
 
@@ -372,8 +378,9 @@ class _Loop:
             try:
                 batch = self.run.place(self.run.source.batch(recipe.seed, at, recipe.batch_size))
                 while at < end:
-                    current, results = self.step(current, batch)
                     at += 1
+                    advance = self.watched if at % recipe.eval_every == 0 else self.step
+                    current, results = advance(current, batch)
                     if at < end:
                         batch = self.run.place(self.run.source.batch(recipe.seed, at, recipe.batch_size))
                     # The loss is read a step late: reading it at once would wait for the device.
@@ -398,12 +405,6 @@ class _Loop:
                 self._evaluate(current, at)
         return FitResult(self.out, self.history, self.metrics, current, self.run)
 
-    def _monitor(self) -> AutogradMonitor | None:
-        run = self.run
-        if not run.recipe.monitor:
-            return None
-        return AutogradMonitor(state.merge(run.graph, run.abstract.params, run.abstract.rest))
-
     def _record(self, at: int, results: Mapping[str, Any]) -> dict[str, Any]:
         row = {"step": at, **{k: float(v) for k, v in results.items() if not k.startswith("monitor")}}
         row["lr"] = float(self.schedule(at - 1))
@@ -415,10 +416,9 @@ class _Loop:
         self.history.append(row)
         self._write(row)
         for key in results.keys() - row.keys():
-            if at % self.run.recipe.eval_every == 0:
-                measures = jax.tree.map(lambda x: np.asarray(x).tolist(), results[key])
-                with open(self.out / MONITOR, "a") as file:
-                    file.write(json.dumps({"step": at, "update": key, **measures}) + "\n")
+            measures = jax.tree.map(lambda x: np.asarray(x).tolist(), results[key])
+            with open(self.out / MONITOR, "a") as file:
+                file.write(json.dumps({"step": at, "update": key, **measures}) + "\n")
         return row
 
     def _evaluate(self, current: step.TrainState, at: int) -> bool:
