@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/transformers.md from finished runs: python scripts/transformers.py RUNS [FOLDER]
+"""Draws the pictures of docs/transformers.md from runs: python scripts/transformer_report.py RUNS [FOLDER]
 
 It prints what the page's tables need: baselines, sizes, samples. --cost N times N steps of each fine-tuning
 recipe instead; let nothing else run meanwhile.
