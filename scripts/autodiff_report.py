@@ -27,8 +27,8 @@ from jaxarch.train.losses import cross_entropy
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = DOCS / "autodiff"
 COSTS = PICTURES / "cost.json"
-# What is measured: nothing; the norms alone; zeros and histograms too, at every tenth step.
-LEVELS = {"off": None, "norms": {"activations": ""}, "norms, zeros, histograms": {"bins": 16}}
+# What each step measures: nothing; the norms alone; zeros and histograms too.
+LEVELS = {"off": None, "norms": {"activations": "", "every": 1}, "norms, zeros, histograms": {"bins": 16, "every": 1}}
 
 
 def prepared(name: str, variant: str | None = None, **settings: str) -> loop.Run:
@@ -60,7 +60,7 @@ def measure_cost(name: str, variant: str, repeat: int) -> dict:
             seconds[level].append(time.process_time() - begun)
     parameters = sum(x.size for x in start.params.values())
     means = {level: 1e3 * statistics.mean(values) for level, values in seconds.items()}
-    return {"model": f"{name} ({variant})", "parameters": parameters, "repeat": repeat, "ms": means}
+    return {"model": f"{name} ({variant})", "parameters": parameters, "repeat": repeat, "every": run.recipe.eval_every, "ms": means}
 
 
 def train(run: loop.Run, steps: int, learning_rate: float | None = None):
@@ -230,10 +230,11 @@ def zeros_table(seen: list) -> str:
 
 
 def cost_table(cost: list) -> str:
-    rows = ["| model | parameters | " + " | ".join(LEVELS) + " |", "|---|---|" + "---|" * len(LEVELS)]
+    rows = ["| model | parameters | " + " | ".join(LEVELS) + " | a recipe's run |", "|---|---|---|---|---|---|"]
     for entry in cost:
-        off = entry["ms"]["off"]
-        cells = [f"{off:.0f} ms"] + [f"{entry['ms'][k] / off - 1:+.1%}" for k in list(LEVELS)[1:]]
+        off, *more = [entry["ms"][k] for k in LEVELS]
+        cells = [f"{off:.0f} ms"] + [f"{x / off - 1:+.1%}" for x in more]
+        cells.append(f"{(more[-1] / off - 1) / entry['every']:+.1%} (every {entry['every']} steps)")
         rows.append(f"| {entry['model']} | {entry['parameters']:,} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
