@@ -28,7 +28,11 @@ DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = DOCS / "autodiff"
 COSTS = PICTURES / "cost.json"
 # What each step measures: nothing; the norms alone; zeros and histograms too.
-LEVELS = {"off": None, "norms": {"activations": "", "every": 1}, "norms, zeros, histograms": {"bins": 16, "every": 1}}
+LEVELS = {
+    "off": None,
+    "norms": {"activations": "", "every": 1},
+    "norms, zeros, histograms": {"bins": 16, "every": 1},
+}
 
 
 def prepared(name: str, variant: str | None = None, **settings: str) -> loop.Run:
@@ -60,7 +64,13 @@ def measure_cost(name: str, variant: str, repeat: int) -> dict:
             seconds[level].append(time.process_time() - begun)
     parameters = sum(x.size for x in start.params.values())
     means = {level: 1e3 * statistics.mean(values) for level, values in seconds.items()}
-    return {"model": f"{name} ({variant})", "parameters": parameters, "repeat": repeat, "every": run.recipe.eval_every, "ms": means}
+    return {
+        "model": f"{name} ({variant})",
+        "parameters": parameters,
+        "repeat": repeat,
+        "every": run.recipe.eval_every,
+        "ms": means,
+    }
 
 
 def train(run: loop.Run, steps: int, learning_rate: float | None = None):
@@ -230,7 +240,10 @@ def zeros_table(seen: list) -> str:
 
 
 def cost_table(cost: list) -> str:
-    rows = ["| model | parameters | " + " | ".join(LEVELS) + " | a recipe's run |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| model | parameters | " + " | ".join(LEVELS) + " | a recipe's run |",
+        "|---|---|---|---|---|---|",
+    ]
     for entry in cost:
         off, *more = [entry["ms"][k] for k in LEVELS]
         cells = [f"{off:.0f} ms"] + [f"{x / off - 1:+.1%}" for x in more]
