@@ -1,7 +1,7 @@
 """Errors a user can cause. Each is one line that names the culprit and the remedy."""
 
 import difflib
-import os
+import itertools
 from collections.abc import Iterable
 
 
@@ -37,7 +37,8 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """The names in `known` that a typo in `name` most likely meant, best first."""
 
     def closeness(k: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, name, k).ratio(), len(os.path.commonprefix([name, k]))
+        same_start = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, k, strict=False))
+        return difflib.SequenceMatcher(None, name, k).ratio(), len(list(same_start))
 
     return [k for k in sorted(known, key=closeness, reverse=True) if closeness(k)[0] >= 0.5][:n]
 

@@ -34,7 +34,7 @@ class Stream(nnx.RngStream):
 def make_rngs(seed: int) -> nnx.Rngs:
     """`nnx.Rngs(seed)`, quicker to build models with."""
     rngs = nnx.Rngs(seed)
-    rngs.default = Stream(rngs.default.key[...], tag="default")
+    rngs.default = Stream(rngs["default"].key[...], tag="default")  # type: ignore[attr-defined]
     return rngs
 
 
