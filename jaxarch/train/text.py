@@ -13,7 +13,7 @@ END = "<|endoftext|>"
 
 
 def topics() -> tuple[list[str], list[str]]:
-    """pydoc's help topics, about 700 KB of English: (training texts, every tenth for testing)."""
+    """pydoc's help topics, about 465 KB of English: (training texts, every tenth for testing)."""
     from pydoc_data import topics
 
     texts = [topics.topics[name] for name in sorted(topics.topics)]
