@@ -113,7 +113,14 @@ def _draw(image: np.ndarray, maps: dict[str, np.ndarray], path: str) -> None:
     maps = {k: v for k, v in maps.items() if v.shape[:2] != (1, 1)} or maps
     rows = len(maps) + 1
     figure = Figure(figsize=(1.1 * (MOST + 1), 1.25 * rows))
-    spaces = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 1 - 0.25 / rows, "wspace": 0.05, "hspace": 0.25}
+    spaces = {
+        "left": 0.01,
+        "right": 0.99,
+        "bottom": 0.01,
+        "top": 1 - 0.25 / rows,
+        "wspace": 0.05,
+        "hspace": 0.25,
+    }
     axes = figure.subplots(rows, MOST + 1, squeeze=False, gridspec_kw=spaces)
     for axis in axes.flat:
         axis.set_axis_off()

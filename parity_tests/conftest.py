@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -25,6 +26,24 @@ torch.set_num_threads(1)
 
 _hook = install_import_hook(["jaxarch.nn", "jaxarch.models"], "beartype.beartype")
 _hook.__enter__()
+
+
+def pytest_configure(config):
+    from jaxarch.parity import sides
+
+    # The least that fuses as training does: from here on the gradients are lost that `test_maxima.py` shows.
+    sides.OPTIMIZED = {"xla_backend_optimization_level": 1}
+
+
+@pytest.fixture
+def first_devices(monkeypatch):
+    """A smaller mesh takes the first devices: a step for one compiles in half the time."""
+    from jaxarch.parallel import mesh
+    from jaxarch.train import loop
+
+    monkeypatch.setattr(
+        loop, "make_mesh", lambda axes: mesh.make_mesh(axes, jax.devices()[: mesh.size(axes)])
+    )
 
 
 def pytest_generate_tests(metafunc):

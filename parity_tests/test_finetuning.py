@@ -81,12 +81,12 @@ def test_tokens_of_a_folder(pretrained, few_texts):
         data.load("docstrings", out=None, arguments={"vocab_size": 30}, options=options, seed=0)
 
 
-def test_only_adapters_and_the_head_train(pretrained, few_texts, tmp_path):
+def test_only_adapters_and_the_head_train(pretrained, few_texts, first_devices, tmp_path):
     """The other weights stay the folder's; a run goes on bit for bit, without the folder."""
     folder = tmp_path / "hub"
     shutil.copytree(pretrained, folder)
     settings = settings_of(pretrained, **{"train.init": f"hf:{folder}", "train.adapters.rank": "2"})
-    common = {"variant": "tiny", "recipe": "lora", "settings": settings, "progress": False}
+    common = {"variant": "tiny", "recipe": "lora", "settings": settings, "mesh": "data=1", "progress": False}
     run = fit(NAME, out=tmp_path / "run", **common)
     start, now = read_tensors(pretrained / "model.safetensors"), {**run.state.params, **run.state.rest}
     trained = {"classifier.weight", "classifier.bias"}

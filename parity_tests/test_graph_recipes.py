@@ -11,8 +11,7 @@ from sklearn.linear_model import Ridge
 from jaxarch import catalog, graphs
 from jaxarch.bench import gcn
 from jaxarch.errors import DataError, UsageError
-from jaxarch.parallel import mesh
-from jaxarch.train import data, fit, loop, tasks
+from jaxarch.train import data, fit, tasks
 from jaxarch.train.data import molecules, stdlib_graph
 from jaxarch.train.graph_sets import flatten, labelled, stack
 from jaxarch.train.tasks.graph_autoencoder import GraphAutoencoder
@@ -21,12 +20,7 @@ WHOLE = "tensor=8"  # a whole graph is one row: devices cannot share it by rows
 ONE = "data=1"
 
 
-@pytest.fixture(autouse=True)
-def first_devices(monkeypatch):
-    """A smaller mesh takes the first devices: a step for one compiles in half the time."""
-    monkeypatch.setattr(
-        loop, "make_mesh", lambda axes: mesh.make_mesh(axes, jax.devices()[: mesh.size(axes)])
-    )
+pytestmark = pytest.mark.usefixtures("first_devices")
 
 
 def random_graph(seed, nodes, edges):

@@ -173,7 +173,9 @@ def test_frozen_batch_norm_is_torchs_eval():
     ours.freeze()
     before = np.asarray(ours.running_var[...])
     y = ours(jnp.asarray(np.moveaxis(x, 1, -1)))
-    np.testing.assert_allclose(np.moveaxis(y, -1, 1), theirs(torch.from_numpy(x)).detach().numpy(), atol=1e-12)
+    np.testing.assert_allclose(
+        np.moveaxis(y, -1, 1), theirs(torch.from_numpy(x)).detach().numpy(), atol=1e-12
+    )
     np.testing.assert_array_equal(ours.running_var[...], before)
     with pytest.raises(DataError, match="more than 1 value per channel"):
         nn.BatchNorm1d(3, rngs=RNGS)(jnp.ones((1, 3)))
@@ -304,9 +306,7 @@ def test_names_fixed_by_guide_d(cls):
 def test_advanced_cnn_has_guide_ds_names():
     from jaxarch.convert import to_state_dict
 
-    model = catalog.create_model(
-        "advanced_cnn", "guide", base_channels=8, num_blocks=(2, 1, 1, 1)
-    )
+    model = catalog.create_model("advanced_cnn", "guide", base_channels=8, num_blocks=(2, 1, 1, 1))
     shapes = {k: v.shape for k, v in to_state_dict(model).items()}
     assert shapes["conv1.conv.weight"] == (8, 3, 7, 7)
     assert shapes["layer1.1.conv2.weight"] == (8, 8, 3, 3)
@@ -317,6 +317,9 @@ def test_advanced_cnn_has_guide_ds_names():
     assert len(shapes) == 6 + 5 * 12 + 3 * 6 + 2 + 2
 
 
+@pytest.mark.parametrize(
+    "name", ["mlp", "resnet", "lstm_with_attention", "advanced_transformer", "gat", "generator", "bert"]
+)
 def test_jit_is_eager(name):
     pair = Pair.from_catalog(name, catalog.page(name).cases[0])
     pair.reset(train=False)
@@ -325,5 +328,3 @@ def test_jit_is_eager(name):
     jitted = nnx.jit(lambda model, inputs: model(**inputs))(pair.model, inputs)
     for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
-
-

@@ -3,23 +3,23 @@
 import pytest
 from flax import nnx
 
-from jaxarch import catalog, parity, state
+from jaxarch import catalog, parity
 
 
 def test_pair(case):
-    result = parity.check_pair(parity.Pair.from_catalog(case.name, case.variant), case.name, case.variant)
+    pair = parity.Pair.from_catalog(case.name, case.variant)
+    assert sum(p.numel() for p in pair.torch.parameters()) < 100_000
+    result = parity.check_pair(pair, case.name, case.variant)
     assert result.ok, result.detail
     assert result.weights == result.roundtrip == 0
     assert result.minimum_bound < parity.BOUND
 
 
-def test_tiny_is_tiny(case):
-    params = state.split(nnx.eval_shape(lambda: catalog.create_model(case.name, case.variant))).params
-    assert sum(p.size for p in params.values()) < 100_000
-
-
-def test_every_variant_builds_without_memory(name):
-    for variant in catalog.page(name).variants:
+def test_large_variants_build_without_memory(name):
+    """The first and the last that are no cases; those between differ from them in numbers."""
+    page = catalog.page(name)
+    large = [v for v in page.variants if v not in page.cases]
+    for variant in dict.fromkeys((*large[:1], *large[-1:])):
         nnx.eval_shape(lambda variant=variant: catalog.create_model(name, variant))
 
 

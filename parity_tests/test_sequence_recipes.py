@@ -12,8 +12,7 @@ from flax import nnx
 
 from jaxarch import catalog, html, state
 from jaxarch.errors import DataError, UsageError
-from jaxarch.parallel import mesh
-from jaxarch.train import data, fit, loop, tasks
+from jaxarch.train import data, fit, tasks
 from jaxarch.train.data import co2, dates, docstrings, pydoc_streams, spiral
 from jaxarch.train.tasks import forecast
 
@@ -21,12 +20,7 @@ QUICK = {"train.steps": "2", "train.eval_every": "2", "train.batch_size": "8"}
 ONE = "data=1"
 
 
-@pytest.fixture(autouse=True)
-def first_devices(monkeypatch):
-    """A smaller mesh takes the first devices: a step for one compiles in half the time."""
-    monkeypatch.setattr(
-        loop, "make_mesh", lambda axes: mesh.make_mesh(axes, jax.devices()[: mesh.size(axes)])
-    )
+pytestmark = pytest.mark.usefixtures("first_devices")
 
 
 def load(name, arguments=None, **options):

@@ -32,7 +32,9 @@ def losses_of(result):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """An uninterrupted run whose mesh splits rows only."""
-    return fit("mlp", settings=QUICK, mesh="data=8", out=tmp_path_factory.mktemp("one") / "run", progress=False)
+    return fit(
+        "mlp", settings=QUICK, mesh="data=8", out=tmp_path_factory.mktemp("one") / "run", progress=False
+    )
 
 
 def test_learning_rates_are_those_of_lambda_lr():
@@ -88,7 +90,10 @@ def test_hand_over_in_the_middle_both_ways(twins):
     def run_jax(params, opt_state, part):
         params, opt_state = jax.tree.map(jnp.copy, (params, opt_state))
         now = step.TrainState(
-            step=jnp.zeros((), jnp.int32), params=params, rest=jax.tree.map(jnp.copy, rest), opt_state=opt_state,
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            rest=jax.tree.map(jnp.copy, rest),
+            opt_state=opt_state,
             average={},
         )
         found = []
@@ -123,7 +128,9 @@ def test_hand_over_in_the_middle_both_ways(twins):
 
     # jax -> torch
     _, middle = run_jax(params, {"model": optimizer.init(params)}, batches[:9])
-    weights = {k: as_tensor(v) for k, v in to_state_dict(state.merge(graph, middle.params, middle.rest)).items()}
+    weights = {
+        k: as_tensor(v) for k, v in to_state_dict(state.merge(graph, middle.params, middle.rest)).items()
+    }
     later, _, _ = run_torch(weights, to_torch_optimizer(rows, middle.opt_state), batches[9:], 9)
     np.testing.assert_allclose(later, whole_torch[9:], rtol=1e-10)
 
@@ -247,7 +254,11 @@ def test_tensorboard_holds_what_the_log_holds(one):
 
 def test_monitored_run_is_the_same_run(one, tmp_path):
     seen = fit(
-        "mlp", settings={**QUICK, "train.monitor": "true"}, mesh="data=8", out=tmp_path / "run", progress=False
+        "mlp",
+        settings={**QUICK, "train.monitor": "true"},
+        mesh="data=8",
+        out=tmp_path / "run",
+        progress=False,
     )
     np.testing.assert_allclose(losses_of(seen), losses_of(one), rtol=1e-12)
     rows = [json.loads(line) for line in (tmp_path / "run" / loop.MONITOR).read_text().splitlines()]
@@ -270,7 +281,9 @@ def test_mixed_precision_keeps_state_wide(tmp_path):
     result = fit("mlp", settings=settings, mesh="data=8", out=tmp_path / "run", progress=False)
     floats = [x for x in jax.tree.leaves(result.state) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {x.dtype for x in floats} == {jnp.dtype(jnp.float64)}
-    assert "bf16" in str(jax.make_jaxpr(lambda s, b: _stepped(result.run, s, b))(result.state, _batch(result.run)))
+    assert "bf16" in str(
+        jax.make_jaxpr(lambda s, b: _stepped(result.run, s, b))(result.state, _batch(result.run))
+    )
     assert math.isfinite(result.history[-1]["loss"])
 
 
@@ -356,10 +369,10 @@ def test_a_folder_is_not_overwritten(one, tmp_path):
 
 
 @pytest.mark.parametrize("net", ["mlp", "advanced_cnn"])
-def test_digits_are_learned(tmp_path, net):
+def test_digits_are_learned(tmp_path, net, first_devices):
     jax.config.update("jax_enable_x64", False)  # as users train
     try:
-        result = fit(net, mesh="data=8", out=tmp_path / "run", progress=False)
+        result = fit(net, mesh="data=1", out=tmp_path / "run", progress=False)
     finally:
         jax.config.update("jax_enable_x64", True)
     assert result.metrics["accuracy"] >= 0.97

@@ -298,7 +298,9 @@ class JaxSide:
 
             smooth, pullback, (rough, after) = jax.vjp(forward, params, floats, has_aux=True)
             # What is given are cotangents, or the targets of a mean squared distance.
-            seeds = {k: jnp.where(squared, (v - given[k]) * (2 / v.size), given[k]) for k, v in smooth.items()}
+            seeds = {
+                k: jnp.where(squared, (v - given[k]) * (2 / v.size), given[k]) for k, v in smooth.items()
+            }
             return {**smooth, **rough}, pullback(seeds), after
 
         self._run = run
