@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxarch.errors import UsageError, unknown
+from jaxarch.errors import UsageError, nearest, unknown
 from jaxarch.spec import FAMILIES, Page, read_page
 
 
@@ -46,10 +46,11 @@ def page(name: str) -> Page:
 
 
 def find(name: str) -> tuple[str, str | None]:
-    """(architecture, variant) of a name: an architecture's own, or a variant's that only one page has.
+    """(architecture, variant) of a name: an architecture's own, a variant's that only one page has, or both
+    joined, as in efficientnet_b0.
 
     Raises:
-        UsageError: neither; near matches are given.
+        UsageError: none of these; near matches are given.
     """
     if name in list_models():
         return name, None
@@ -58,8 +59,12 @@ def find(name: str) -> tuple[str, str | None]:
         return owners[0], name
     if owners:
         raise UsageError(f"{name} is a variant of {', '.join(owners)}: name the model, and --variant {name}")
-    own = [v for n in list_models() for v in page(n).variants if not v.startswith("tiny")]
-    raise unknown("model", name, [*list_models(), *own])
+    joined = {f"{n}_{v}": (n, v) for n in list_models() for v in page(n).variants}
+    if name in joined:
+        return joined[name]
+    near = nearest(name, [*list_models(), *joined])
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise UsageError(f"unknown model {name!r}: {hint}known: {', '.join(list_models())}")
 
 
 def model_class(name: str, package: str = "jaxarch") -> type:

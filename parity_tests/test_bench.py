@@ -8,7 +8,7 @@ import pytest
 
 import torchref
 import torchref.nn
-from jaxarch import bench, cli
+from jaxarch import bench, catalog, cli
 from jaxarch.bench import attention, generation
 from jaxarch.errors import JaxarchError, UsageError
 
@@ -77,3 +77,11 @@ def test_unknown_names(capsys):
         list(bench.contests("advanced_cn", torchref))
     assert cli.main(["bench", "mlp", "--repeat", "0", "--no-compile"]) == 2
     assert "repeat" in capsys.readouterr().err
+
+
+def test_names_of_variants():
+    assert catalog.find("resnet50") == ("resnet", "resnet50")
+    assert catalog.find("efficientnet_b0") == ("efficientnet", "b0")
+    assert catalog.find("mlp") == ("mlp", None)
+    with pytest.raises(UsageError, match="did you mean 'efficientnet_b0'"):
+        catalog.find("efficientnet_b00")

@@ -27,6 +27,7 @@ from jaxarch.parity.pair import to_jax
 from jaxarch.train.optim import create_optimizer
 
 OURS = "jaxarch"
+IMAGES = 8
 REFUSED = object()
 _log = logging.getLogger(__name__)
 
@@ -113,16 +114,21 @@ def _second(label: str, run: Callable[[], float | None]) -> Any:
 
 
 def model_contest(label: str, name: str, variant: str, compiled: bool) -> Contest:
-    """An AdamW step in float32 and train mode (dropout off) from the same weights on the page's inputs."""
+    """An AdamW step in float32 and train mode (dropout off) from the same weights on the page's inputs, of
+    images on eight."""
     import torch
 
     entry = catalog.page(name)
     torch.manual_seed(0)
-    inputs = draw_inputs(entry, catalog.arguments(name, variant), 0, variant=variant)
+    image = any(v.kind == "image" for v in entry.inputs.values())
+    drawn = [
+        draw_inputs(entry, catalog.arguments(name, variant), seed, variant=variant)
+        for seed in range(IMAGES if image else 1)
+    ]
+    inputs = {k: np.concatenate([d[k] for d in drawn])[: IMAGES if image else None] for k in drawn[0]}
     inputs = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in inputs.items()}
     ours = catalog.create_model(name, variant)
     runs: dict[str, Callable[[], float | None]] = {}
-    image = any(v.kind == "image" for v in entry.inputs.values())
     ways = ["torch", *(["torch channels_last"] if image else []), *(["torch compiled"] if compiled else [])]
     theirs = catalog.create_model(name, variant, package="torchref")
     load_state_dict(ours, theirs.state_dict())
