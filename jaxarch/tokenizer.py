@@ -3,7 +3,7 @@
 Byte-level BPE: Sennrich et al. 2016, arXiv:1508.07909; Radford et al. 2019.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +120,27 @@ def train_tokenizer(
         UsageError: `vocab_size` is smaller than the 256 bytes and the end token; no files.
         DataError: a file is missing or not UTF-8.
     """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
+    if not files:
+        raise UsageError("give at least one file to train on")
+    backend = byte_level_bpe(_lines(files), vocab_size, end)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
+    fast.save_pretrained(str(folder))
+    return Tokenizer(folder)
+
+
+def byte_level_bpe(texts: Iterable[str], vocab_size: int, end: str = END) -> Any:
+    """A `tokenizers.Tokenizer` trained on texts, whose one special token is `end`.
+
+    Raises:
+        UsageError: `vocab_size` is smaller than the 256 bytes and the end token.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if vocab_size < 257:
         raise UsageError(f"vocab_size {vocab_size} is too small: byte-level BPE starts from 257 tokens")
-    if not files:
-        raise UsageError("give at least one file to train on")
-    backend = Backend(models.BPE())
+    backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -137,10 +149,8 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(_lines(files), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
-    fast.save_pretrained(str(folder))
-    return Tokenizer(folder)
+    backend.train_from_iterator(texts, trainer)
+    return backend
 
 
 def open_tokenizer(name: str | Path) -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxarch.errors import DataError, UsageError
+from jaxarch.tokenizer import END, byte_level_bpe
 
 TOKENIZER = "tokenizer.json"
-END = "<|endoftext|>"
 
 
 def topics() -> tuple[list[str], list[str]]:
@@ -28,7 +28,6 @@ def train_tokenizer(texts: list[str], vocab_size: int, out: Path):
         DataError: the kept one has another vocabulary.
     """
     import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     path = out / TOKENIZER
     if path.exists():
@@ -38,16 +37,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, out: Path):
                 f"{path} has {kept.get_vocab_size()} tokens, the model {vocab_size}: use another --out"
             )
         return kept
-    if vocab_size < 257:
-        raise UsageError(f"vocab_size {vocab_size} is too small: byte-level BPE starts from 257 tokens")
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = byte_level_bpe(texts, vocab_size)
     out.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     tokenizer.save(str(temporary))
