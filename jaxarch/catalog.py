@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxarch.errors import UsageError, nearest, unknown
+from jaxarch.errors import UsageError, unknown
 from jaxarch.spec import FAMILIES, Page, read_page
 
 
@@ -62,9 +62,7 @@ def find(name: str) -> tuple[str, str | None]:
     joined = {f"{n}_{v}": (n, v) for n in list_models() for v in page(n).variants}
     if name in joined:
         return joined[name]
-    near = nearest(name, [*list_models(), *joined])
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise UsageError(f"unknown model {name!r}: {hint}known: {', '.join(list_models())}")
+    raise unknown("model", name, list_models(), joined)
 
 
 def model_class(name: str, package: str = "jaxarch") -> type:

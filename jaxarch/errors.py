@@ -43,10 +43,10 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     return [k for k in sorted(known, key=closeness, reverse=True) if closeness(k)[0] >= 0.5][:n]
 
 
-def unknown(what: str, name: object, known: Iterable[object]) -> UsageError:
-    """An error for a name that is not among the `known` ones; suggests the nearest."""
+def unknown(what: str, name: object, known: Iterable[object], more: Iterable[str] = ()) -> UsageError:
+    """An error for a name that is not among the `known` ones; suggests the nearest, of `more` unlisted ones too."""
     names = [str(k) for k in known]
-    near = nearest(str(name), names)
+    near = nearest(str(name), [*names, *more])
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return UsageError(f"unknown {what} {str(name)!r}: {hint}known: {', '.join(names) or 'none'}")
 
