@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from jaxarch.convert.files import write_whole
 from jaxarch.errors import UsageError
-from jaxarch.train import checkpoint, tasks
+from jaxarch.train import checkpoint, data, tasks
 
 
 def sample(
@@ -53,10 +53,8 @@ def sample(
     if label is not None and not 0 <= label < classes:
         raise UsageError(f"class {label} is out of range: it must be in [0, {classes})")
     labels = jnp.arange(n) % classes if label is None else jnp.full((n,), label)
-    # As in training, numbers have the working precision and not that of the files.
-    kinds = {"f": jnp.result_type(float), "i": jnp.result_type(int)}
     shapes = {
-        k: jnp.zeros(shape, kinds.get(np.dtype(dtype).kind, dtype))
+        k: jnp.zeros(shape, data.working_dtype(dtype))
         for k, (shape, dtype) in restored.about["sample"].items()
     }
     model = restored.model()

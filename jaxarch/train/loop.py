@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -87,9 +86,7 @@ class Run:
     def place(self, batch: data.Batch) -> dict[str, jax.Array]:
         """A batch on the devices, its rows over data and fsdp, its numbers as wide as JAX's own."""
         sharding = batch_sharding(self.mesh, len(next(iter(batch.values()))))
-        kinds = {"f": jnp.result_type(float), "i": jnp.result_type(int)}
-        cast = {k: v.astype(kinds.get(v.dtype.kind, v.dtype)) for k, v in batch.items()}
-        return {k: jax.device_put(v, sharding) for k, v in cast.items()}
+        return {k: jax.device_put(v.astype(data.working_dtype(v.dtype)), sharding) for k, v in batch.items()}
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says of itself."""

@@ -12,12 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxarch.errors import UsageError, unknown
 
 Batch = dict[str, np.ndarray]
 GIVEN = ("out", "arguments", "seed")
+
+
+def working_dtype(dtype: Any) -> np.dtype:
+    """What numbers of a dtype are computed in, however wide they were read: JAX's own floats and integers."""
+    kinds = {"f": jnp.result_type(float), "i": jnp.result_type(int)}
+    return kinds.get(np.dtype(dtype).kind, np.dtype(dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
