@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxarch import catalog, state
 from jaxarch.calls import observe
+from jaxarch.nn import convolution
 from jaxarch.spec import KINDS
 
 
@@ -109,6 +110,9 @@ def _flops(jaxpr, times: int, outer: str) -> Iterator[tuple[int, str]]:
                 kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
                 depth = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
                 yield 2 * times * depth * math.prod(eqn.outvars[0].aval.shape), stack
+            case name if name.startswith("convolution"):
+                count = convolution.flops(name, [v.aval.shape for v in eqn.invars], eqn.outvars[0].aval.shape)
+                yield times * count, stack
             case _:
                 inside = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
                 for value in eqn.params.values():

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn import init
+from jaxarch.nn.convolution import DIMENSIONS, convolve
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
 
 Size = int | tuple[int, ...]
@@ -77,19 +78,8 @@ class _Conv(Module):
                 raise DataError(
                     f"an axis of {n} padded to {n + sum(pads)} is smaller than the kernel's {d * (k - 1) + 1}"
                 )
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.weight[...],
-            self.stride,
-            self.padding,
-            rhs_dilation=self.dilation,
-            feature_group_count=self.groups,
-            dimension_numbers=DIMENSIONS[self.rank],
-        )
+        y = convolve(x, self.weight[...], self.stride, self.padding, self.dilation, self.groups)
         return y if self.bias is None else y + self.bias[...]
-
-
-DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 
 class Conv1d(_Conv):

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Num
 from jaxarch.errors import UsageError
 from jaxarch.nn import init
 from jaxarch.nn.activation import leaky_relu
-from jaxarch.nn.conv import DIMENSIONS, check_channels
+from jaxarch.nn.conv import check_channels
+from jaxarch.nn.convolution import convolve
 from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Buffer, Module, Perm, from_torch_layout, optional, wide_dtype
 from jaxarch.nn.norm import GroupNorm
@@ -97,9 +98,7 @@ class SpectralConv2d(_Spectral):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v o"]:
         check_channels(x, self.in_channels)
         pads = ((self.padding, self.padding),) * 2
-        y = jax.lax.conv_general_dilated(
-            x, self._weight(), (self.stride,) * 2, pads, dimension_numbers=DIMENSIONS[2]
-        )
+        y = convolve(x, self._weight(), (self.stride,) * 2, pads)
         return y if self.bias is None else y + self.bias[...]
 
 

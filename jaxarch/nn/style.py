@@ -9,9 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError
-from jaxarch.nn import init
+from jaxarch.nn import convolution, init
 from jaxarch.nn.activation import leaky_relu
-from jaxarch.nn.conv import DIMENSIONS
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
 
 SLOPE, GAIN = 0.2, math.sqrt(2)
@@ -175,7 +174,7 @@ def leaky(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 def convolve(x: Float[Array, "b h w i"], weight: Float[Array, "k k i o"]) -> Float[Array, "b h w o"]:
     """A convolution with an odd kernel that keeps the size."""
     pads = ((weight.shape[0] // 2,) * 2,) * 2
-    return jax.lax.conv_general_dilated(x, weight, (1, 1), pads, dimension_numbers=DIMENSIONS[2])
+    return convolution.convolve(x, weight, (1, 1), pads)
 
 
 def blur_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b u v c"]:

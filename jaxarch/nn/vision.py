@@ -9,10 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxarch.errors import UsageError
-from jaxarch.nn import init
+from jaxarch.nn import convolution, init
 from jaxarch.nn.activation import Activation
 from jaxarch.nn.containers import Sequential
-from jaxarch.nn.conv import DIMENSIONS, Conv2d, check_channels, check_groups
+from jaxarch.nn.conv import Conv2d, check_channels, check_groups
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
@@ -231,14 +231,8 @@ class DynamicConv2d(Module):
         weight = jnp.einsum("bk,khwio->bhwio", mix, self.weight[...])
 
         def convolve(image: Array, kernel: Array) -> Array:
-            return jax.lax.conv_general_dilated(
-                image[None],
-                kernel,
-                (self.stride,) * 2,
-                ((self.padding,) * 2,) * 2,
-                feature_group_count=self.groups,
-                dimension_numbers=DIMENSIONS[2],
-            )[0]
+            pads = ((self.padding,) * 2,) * 2
+            return convolution.convolve(image[None], kernel, (self.stride,) * 2, pads, groups=self.groups)[0]
 
         y = jax.vmap(convolve)(x, weight)
         return y if self.bias is None else y + (mix @ self.bias[...])[:, None, None, :]
