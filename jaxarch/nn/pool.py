@@ -1,6 +1,7 @@
 """Pooling with torch's arguments, channels last: signals (B, T, C), images (B, H, W, C)."""
 
 import math
+from functools import partial, reduce
 from typing import Any, ClassVar
 
 import jax
@@ -46,8 +47,8 @@ class _Window(Module):
             pads.append((p, max((count - 1) * s + reach - n - p, 0)))
         return pads
 
-    def _patches(self, x: Array, pads: list[tuple[int, int]], fill: float) -> Array:
-        """(*window, B, *out, C): a strided slice for each place in the window."""
+    def _patches(self, x: Array, pads: list[tuple[int, int]], fill: float) -> list[Array]:
+        """A strided slice (B, *out, C) for each place in the window."""
         x = jnp.pad(x, [(0, 0), *pads, (0, 0)], constant_values=fill)
         counts = [
             (n - (d * (k - 1) + 1)) // s + 1
@@ -59,7 +60,12 @@ class _Window(Module):
             limit = [a + (c - 1) * s + 1 for a, c, s in zip(start, counts, self.stride, strict=True)]
             whole = (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *self.stride, 1)
             slices.append(lax.slice(x, *whole))
-        return jnp.stack(slices)
+        return slices
+
+
+def _first(a: Array, b: Array) -> Array:
+    """The greater, a where they are equal; NaN where either is."""
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 class _MaxPool(_Window):
@@ -76,13 +82,22 @@ class _MaxPool(_Window):
         self._set(kernel_size, stride, padding, dilation, ceil_mode)
 
     def _pool(self, x: Array) -> Array:
-        window = (1, *self.kernel_size, 1)
-        pads = ((0, 0), *self._pads(x), (0, 0))
+        pads = self._pads(x)
         if max(self.dilation) > 1:
-            return first_max(self._patches(x, list(pads[1:-1]), -math.inf), 0)
+            return self._by_comparison(x, pads)
+        # XLA's CPU backend takes ten times as long for the gradient of a window as for that of comparisons.
+        return lax.platform_dependent(
+            x, cpu=partial(self._by_comparison, pads=pads), default=partial(self._by_window, pads=pads)
+        )
+
+    def _by_comparison(self, x: Array, pads: list[tuple[int, int]]) -> Array:
+        return reduce(_first, self._patches(x, pads, -math.inf))
+
+    def _by_window(self, x: Array, pads: list[tuple[int, int]]) -> Array:
         # A constant, so that JAX sees a maximum, which it can differentiate.
         init = np.array(-math.inf, x.dtype)
-        return lax.reduce_window(x, init, lax.max, window, (1, *self.stride, 1), pads)
+        window, stride = (1, *self.kernel_size, 1), (1, *self.stride, 1)
+        return lax.reduce_window(x, init, lax.max, window, stride, ((0, 0), *pads, (0, 0)))
 
 
 class MaxPool1d(_MaxPool):
