@@ -1,6 +1,8 @@
 """Normalisation with torch's statistics: biased variance to normalise, unbiased variance to remember."""
 
 import math
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +59,15 @@ class BatchNorm(Module):
                     f"batch norm in train mode needs more than 1 value per channel, x is {x.shape}"
                     + (f" in {self.groups} groups" if self.groups > 1 else "")
                 )
-            mean, var = wide.mean(axes, keepdims=True), wide.var(axes, keepdims=True)
+            ones, zeros = jnp.ones(self.num_features, wide.dtype), jnp.zeros(self.num_features, wide.dtype)
+            weight = ones if self.weight is None else self.weight[...].astype(wide.dtype)
+            bias = zeros if self.bias is None else self.bias[...].astype(wide.dtype)
+            y, mean, var = _by_batch(wide, weight, bias, axes, self.eps)
             if self.track_running_stats:
                 first = [s.reshape(-1, self.num_features)[0] for s in (mean, var)]
                 self._remember(first[0], first[1], n)
-        y = ((wide - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+            return y.reshape(x.shape).astype(x.dtype)
+        y = (wide - mean) * jax.lax.rsqrt(var + self.eps)
         return affine_of(y.astype(x.dtype), self.weight, self.bias)
 
     def _grouped(self, x: Array) -> Array:
@@ -79,6 +85,36 @@ class BatchNorm(Module):
         self.num_batches_tracked[...] = count
         for kept, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             kept[...] = (1 - k) * kept[...] + k * jax.lax.stop_gradient(new).astype(kept.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _by_batch(
+    x: Float[Array, "*batch c"],
+    weight: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    axes: tuple[int, ...],
+    eps: float,
+) -> tuple[Array, Array, Array]:
+    """x normalised over axes, scaled and shifted; its mean and biased variance there.
+
+    The rule below is the derivative itself, in fewer passes: its transpose sums over the batch what the weight's
+    and the bias's gradients sum anyway, where differentiating this body takes three more sums.
+    """
+    mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(var + eps) * weight + bias, mean, var
+
+
+@_by_batch.defjvp
+def _by_batch_jvp(axes: tuple[int, ...], eps: float, primals: Any, tangents: Any) -> Any:
+    x, weight, bias = primals
+    dx, dweight, dbias = tangents
+    y, mean, var = _by_batch(x, weight, bias, axes, eps)
+    scale = jax.lax.rsqrt(var + eps)
+    normal = (x - mean) * scale
+    along = dx * (scale * weight)
+    dy = along - along.mean(axes, keepdims=True) - normal * (normal * along).mean(axes, keepdims=True)
+    dvar = 2 * ((x - mean) * dx).mean(axes, keepdims=True)
+    return (y, mean, var), (dy + normal * dweight + dbias, dx.mean(axes, keepdims=True), dvar)
 
 
 def set_batch_groups(model: nnx.Module, groups: int) -> None:
