@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jaxarch import catalog
 from jaxarch.errors import JaxarchError, UsageError, nearest, unknown
+from jaxarch.memory import keep_freed_memory
 from jaxarch.spec import FAMILIES
 
 
@@ -35,6 +36,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the result is the exit status: 0, 1 for a failure, 2 for a wrong call."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if argv is None:
+        keep_freed_memory()  # of a process of ours, not of one that calls us
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest:
