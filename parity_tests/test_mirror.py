@@ -17,10 +17,23 @@ def stems(folder, pattern="*.py"):
 
 
 TWINS = sorted(
-    f"{room}/{stem}" for room in ("models", "nn") for stem in stems(f"jaxarch/{room}") & stems(f"torchref/{room}")
+    f"{room}/{stem}"
+    for room in ("models", "nn")
+    for stem in stems(f"jaxarch/{room}") & stems(f"torchref/{room}")
 )
 # Layers that torch has itself, and what only JAX needs.
-JAX_ONLY = {"containers", "conv", "cudnn", "dropout", "linear", "module", "norm", "pool"}
+JAX_ONLY = {
+    "containers",
+    "conv",
+    "convolution",
+    "convolution_cpu",
+    "cudnn",
+    "dropout",
+    "linear",
+    "module",
+    "norm",
+    "pool",
+}
 
 
 def tree(package, twin):
@@ -28,7 +41,9 @@ def tree(package, twin):
 
 
 def classes(package, twin):
-    return [n.name for n in tree(package, twin).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+    return [
+        n.name for n in tree(package, twin).body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")
+    ]
 
 
 def loaded(package, twin, name):
@@ -56,7 +71,9 @@ def test_same_constructors(twin):
     for name in classes("torchref", twin):
         ours, theirs = loaded("jaxarch", twin, name), loaded("torchref", twin, name)
         if dataclasses.is_dataclass(theirs):
-            fields = [[(f.name, str(f.type), f.default) for f in dataclasses.fields(c)] for c in (ours, theirs)]
+            fields = [
+                [(f.name, str(f.type), f.default) for f in dataclasses.fields(c)] for c in (ours, theirs)
+            ]
             assert fields[0] == fields[1], name
             continue
         if "__init__" not in vars(theirs) and "__init__" not in vars(ours):
@@ -65,7 +82,9 @@ def test_same_constructors(twin):
         b = dict(inspect.signature(theirs.__init__).parameters)
         rngs = a.pop("rngs", None)
         assert rngs is None or rngs.kind is inspect.Parameter.KEYWORD_ONLY, name
-        assert [(k, p.default, p.kind) for k, p in a.items()] == [(k, p.default, p.kind) for k, p in b.items()], name
+        assert [(k, p.default, p.kind) for k, p in a.items()] == [
+            (k, p.default, p.kind) for k, p in b.items()
+        ], name
 
 
 @pytest.mark.parametrize("twin", [t for t in TWINS if t.startswith("models/")])
