@@ -1,5 +1,9 @@
 """Convolutions by hand, as one CPU computes them, against XLA's own, which all other programs get."""
 
+import os
+import platform
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -214,3 +218,11 @@ def test_settings_of_the_environment_stay(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv(name, "1")
             assert not memory.keep_freed_memory()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_memory_is_kept():
+    told = "from jaxarch.memory import keep_freed_memory; print(keep_freed_memory())"
+    clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", told], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
