@@ -111,9 +111,9 @@ def _hinted(key: str, others: Iterable[str]) -> str:
 
 
 def _kind(dtype) -> str:
-    for kind in (jnp.floating, jnp.integer, jnp.bool_):
+    for name, kind in (("floating", jnp.floating), ("integer", jnp.integer), ("bool", jnp.bool_)):
         if jnp.issubdtype(dtype, kind):
-            return kind.__name__
+            return name
     return str(dtype)
 
 
