@@ -143,6 +143,14 @@ def test_each_device_by_itself(mesh_of_eight):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch(kind):
+    by_hand, _, x, w = case((8, 9), 3, 2, 1, 1, kind)
+    gradients = jax.grad(lambda x, w: by_hand(x, w).sum(), (0, 1))(x[:0], w)
+    assert [g.shape for g in gradients] == [(0, *x.shape[1:]), w.shape]
+    assert not gradients[1].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_flops_are_counted(kind):
     _, plain, x, w = case((8, 9), 3, 2, 1, 1, kind)
     y = plain(x, w)
@@ -179,6 +187,8 @@ def test_pooling_by_comparison_is_pooling_by_window(kernel, stride, padding, cei
         np.testing.assert_allclose(gradient, results[0][1], rtol=1e-12, atol=1e-12)
     text = {p: text_for(p, jax.grad(lambda x: pool(x).sum()), x) for p in ("cpu", "cuda")}
     assert [("select_and_scatter" in t) for t in text.values()] == [False, True]
+    wide = jax.grad(lambda x: MaxPool2d(9)(x).sum())
+    assert "select_and_scatter" in text_for("cpu", wide, draw(1, 9, 9, 1))  # too many comparisons to compile
     poisoned = x.at[0, 4, 4, 1].set(jnp.nan)
     assert jnp.isnan(pool(poisoned)).sum() == jnp.isnan(pool._by_window(poisoned, pads)).sum() > 0
 

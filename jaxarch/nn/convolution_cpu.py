@@ -22,7 +22,7 @@ from jaxarch.nn.module import wide_dtype
 Axes = tuple[int, ...]
 Rule = Callable[..., Array | None]
 PATCHES = 2**20  # elements in a block of patches: 4 MiB, which a core's share of the cache holds
-TAPS = 64  # of a depthwise kernel: each is a term for the compiler
+TAPS = 64  # of a depthwise kernel or a pooling window: each is a term for the compiler
 
 
 class Window(NamedTuple):
@@ -53,6 +53,8 @@ def for_signals_too(*height_at: int) -> Callable[[Rule], Rule]:
     def decorate(rule: Rule) -> Rule:
         @wraps(rule)
         def widened(a: Array, b: Array, window: Window, shape: Axes) -> Array | None:
+            if not (a.size and b.size):
+                return None
             lifted = shape
             wide = [v.astype(wide_dtype(v.dtype)) for v in (a, b)]
             if a.ndim == 3:

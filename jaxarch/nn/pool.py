@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.conv import Size, per_axis
+from jaxarch.nn.convolution_cpu import TAPS
 from jaxarch.nn.module import Module
 
 
@@ -85,6 +86,8 @@ class _MaxPool(_Window):
         pads = self._pads(x)
         if max(self.dilation) > 1:
             return self._by_comparison(x, pads)
+        if math.prod(self.kernel_size) > TAPS:
+            return self._by_window(x, pads)
         # XLA's CPU backend takes ten times as long for the gradient of a window as for that of comparisons.
         return lax.platform_dependent(
             x, cpu=partial(self._by_comparison, pads=pads), default=partial(self._by_window, pads=pads)
