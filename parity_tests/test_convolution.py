@@ -1,9 +1,5 @@
 """Convolutions by hand, as one CPU computes them, against XLA's own, which all other programs get."""
 
-import os
-import platform
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -13,7 +9,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from jaxarch import memory
 from jaxarch.errors import DataError
 from jaxarch.nn import MaxPool2d, convolution, norm
 from jaxarch.nn.convolution_cpu import Window
@@ -208,31 +203,3 @@ def test_the_batch_norms_derivative_is_the_derivative(axes):
         gradient = jax.jit(jax.grad(lambda *p, f=f: jnp.sin(f(*p)[0]).sum(), (0, 1, 2)))
         counts.append(gradient.lower(x, weight, bias).compile().as_text().count(" reduce("))
     assert counts[0] < counts[1]
-
-
-def test_only_a_process_of_the_command_keeps_its_memory(monkeypatch):
-    from jaxarch import cli
-
-    calls = []
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append(1))
-    cli.main(["list"])
-    assert not calls
-    monkeypatch.setattr(cli.sys, "argv", ["jaxarch", "list"])
-    cli.main()
-    assert calls
-
-
-def test_settings_of_the_environment_stay(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("malloc was set"))
-    for name in ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX"):
-        with monkeypatch.context() as patch:
-            patch.setenv(name, "1")
-            assert not memory.keep_freed_memory()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
-def test_memory_is_kept():
-    told = "from jaxarch.memory import keep_freed_memory; print(keep_freed_memory())"
-    clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", told], env=clean, capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"

@@ -144,8 +144,8 @@ def row_by_row(x: Array, y: Array, window: Window, shape: Axes) -> Array:
         image, row = n // u, n % u
         near = lax.dynamic_slice(split, (image, row, 0, 0, 0, 0), (1, reach, *split.shape[2:]))[0]
         here = lax.dynamic_slice(y, (image, row, 0, 0), (1, 1, v, c))[0, 0]
-        looks = (near[i, a, j : j + v, b] for _, (i, j), (a, b) in taps)
-        return tuple(s + look * here for s, look in zip(sums, looks, strict=True)), None
+        seen = (near[i, a, j : j + v, b] for _, (i, j), (a, b) in taps)
+        return tuple(s + look * here for s, look in zip(sums, seen, strict=True)), None
 
     none = tuple(jnp.zeros((v, c), y.dtype) for _ in taps)
     sums, _ = lax.scan(add, none, jnp.arange(b * u))
@@ -156,7 +156,7 @@ def block_by_block(x: Array, y: Array, window: Window, shape: Axes) -> Array:
     """A kernel's gradient: patches of a few rows, or of a few images, times the output there."""
     b, u, v, _ = y.shape
     x = settled(jnp.pad(x, ((0, 0), *window.padding, (0, 0))))
-    (down, across), (tall, wide) = window.stride, window.dilation
+    (down, _), (tall, _) = window.stride, window.dilation
     patch = shape[0] * shape[1] * shape[2]
     rows = largest_part(u, PATCHES // (v * patch))
     images = largest_part(b, PATCHES // (u * v * patch)) if rows == u else 1
@@ -165,11 +165,8 @@ def block_by_block(x: Array, y: Array, window: Window, shape: Axes) -> Array:
     def product_at(image: Array, row: Array) -> Array:
         near = lax.dynamic_slice(x, (image, row * down, 0, 0), (images, reach, *x.shape[2:]))
         here = lax.dynamic_slice(y, (image, row, 0, 0), (images, rows, v, y.shape[-1]))
-        looks = [
-            every(near[:, i * tall :, j * wide :], (down, across))[:, :rows, :v]
-            for i, j in product(range(shape[0]), range(shape[1]))
-        ]
-        return contract(pixels(jnp.concatenate(looks, -1)), pixels(here))
+        patches = jnp.concatenate(looks(near, shape[:2], window.stride, window.dilation), -1)
+        return contract(pixels(patches), pixels(here))
 
     def add(gradient: Array, n: Array) -> tuple[Array, None]:
         image, row = n // (u // rows) * images, n % (u // rows) * rows
@@ -177,6 +174,20 @@ def block_by_block(x: Array, y: Array, window: Window, shape: Axes) -> Array:
 
     none = jnp.zeros((patch, shape[-1]), y.dtype)
     return lax.scan(add, none, jnp.arange(b // images * (u // rows)))[0].reshape(shape)
+
+
+def looks(x: Array, kernel: Axes, stride: Axes, dilation: Axes) -> list[Array]:
+    """What each point of a window sees of a padded x (B, *space, C) as it moves: strided slices (B, *places, C)."""
+    counts = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[1:-1], kernel, stride, dilation, strict=True)
+    ]
+    seen = []
+    for point in product(*map(range, kernel)):
+        start = [i * d for i, d in zip(point, dilation, strict=True)]
+        limit = [a + (c - 1) * s + 1 for a, c, s in zip(start, counts, stride, strict=True)]
+        seen.append(lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *stride, 1)))
+    return seen
 
 
 def padded_size(shape: Axes, window: Window) -> tuple[Axes, Axes]:

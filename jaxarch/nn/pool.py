@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.conv import Size, per_axis
-from jaxarch.nn.convolution_cpu import TAPS
+from jaxarch.nn.convolution_cpu import TAPS, looks
 from jaxarch.nn.module import Module
 
 
@@ -48,21 +48,6 @@ class _Window(Module):
             pads.append((p, max((count - 1) * s + reach - n - p, 0)))
         return pads
 
-    def _patches(self, x: Array, pads: list[tuple[int, int]], fill: float) -> list[Array]:
-        """A strided slice (B, *out, C) for each place in the window."""
-        x = jnp.pad(x, [(0, 0), *pads, (0, 0)], constant_values=fill)
-        counts = [
-            (n - (d * (k - 1) + 1)) // s + 1
-            for n, k, s, d in zip(x.shape[1:-1], self.kernel_size, self.stride, self.dilation, strict=True)
-        ]
-        slices = []
-        for place in np.ndindex(*self.kernel_size):
-            start = [i * d for i, d in zip(place, self.dilation, strict=True)]
-            limit = [a + (c - 1) * s + 1 for a, c, s in zip(start, counts, self.stride, strict=True)]
-            whole = (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *self.stride, 1)
-            slices.append(lax.slice(x, *whole))
-        return slices
-
 
 def _first(a: Array, b: Array) -> Array:
     """The greater, a where they are equal; NaN where either is."""
@@ -94,7 +79,8 @@ class _MaxPool(_Window):
         )
 
     def _by_comparison(self, x: Array, pads: list[tuple[int, int]]) -> Array:
-        return reduce(_first, self._patches(x, pads, -math.inf))
+        x = jnp.pad(x, [(0, 0), *pads, (0, 0)], constant_values=-math.inf)
+        return reduce(_first, looks(x, self.kernel_size, self.stride, self.dilation))
 
     def _by_window(self, x: Array, pads: list[tuple[int, int]]) -> Array:
         # A constant, so that JAX sees a maximum, which it can differentiate.
