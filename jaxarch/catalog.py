@@ -124,7 +124,7 @@ def create_model(name: str, variant: str | None = None, *, package: str = "jaxar
         return cls(**args)
     from flax import nnx
 
-    from jaxarch.nn import make_rngs
+    from jaxarch.state import make_rngs
 
     return cls(**args, rngs=rngs if isinstance(rngs, nnx.Rngs) else make_rngs(rngs or 0))
 

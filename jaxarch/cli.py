@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jaxarch import catalog
 from jaxarch.errors import JaxarchError, UsageError, nearest, unknown
-from jaxarch.memory import keep_freed_memory
+from jaxarch.runtime import configure_jax, keep_freed_memory
 from jaxarch.spec import FAMILIES
 
 
@@ -149,12 +149,12 @@ def list_command(args) -> int:
 
 
 def show_command(args) -> int:
-    from jaxarch.show import summarize
+    from jaxarch.commands.show import summarize
 
     name, variant = catalog.find(args.name)
     variant = args.variant or variant
     if args.features:
-        from jaxarch.features import draw_features
+        from jaxarch.commands.features import draw_features
 
         out = args.out or "features.png"
         maps = draw_features(name, args.features, out, variant=variant, weights=args.weights)
@@ -179,7 +179,7 @@ def parity_command(args) -> int:
     if args.all + bool(args.family) + bool(args.names) != 1:
         raise UsageError("parity takes model names, --family F or --all: one of the three")
     names = args.names or catalog.list_models(args.family)
-    _platform(cpu=True, x64=True)
+    configure_jax(cpu=True, x64=True)
     from jaxarch import parity
 
     cases = parity.cases(names, args.variant)
@@ -196,7 +196,7 @@ def parity_command(args) -> int:
 
 
 def convert_command(args) -> int:
-    from jaxarch.convert.command import convert
+    from jaxarch.commands.convert import convert
 
     report = convert(args.source, args.target, model=args.model, variant=args.variant, average=args.average)
     print(report)
@@ -212,13 +212,14 @@ def train_command(args) -> int:
         settings[key] = value
     from jaxarch.parallel import mesh
     from jaxarch.train import loop
+    from jaxarch.train.recipe import recipe_of
 
     # What is wrong with the call is said before a device is opened.
     devices = mesh.size(mesh.parse_mesh(args.mesh)) if args.mesh else 0
     name, variant = catalog.find(args.name)
     variant = args.variant or variant
-    loop.recipe_of(name, variant, settings, args.recipe)
-    _platform(devices=devices)
+    recipe_of(name, variant, settings, args.recipe)
+    configure_jax(devices=devices)
     result = loop.fit(
         name,
         variant=variant,
@@ -234,7 +235,7 @@ def train_command(args) -> int:
 
 
 def generate_command(args) -> int:
-    from jaxarch.train.text import continue_text
+    from jaxarch.commands.generate import continue_text
 
     text = continue_text(
         args.checkpoint,
@@ -252,7 +253,7 @@ def generate_command(args) -> int:
 def sample_command(args) -> int:
     from rich.progress import Progress
 
-    from jaxarch.sample import sample, write_sheet
+    from jaxarch.commands.sample import sample, write_sheet
 
     if Path(args.out).suffix != ".png":
         raise UsageError(f"--out {args.out}: a sheet is written as .png")
@@ -274,8 +275,8 @@ def sample_command(args) -> int:
 
 def bench_command(args) -> int:
     from jaxarch import bench
-    from jaxarch.convert.files import write_whole
     from jaxarch.errors import require_torch
+    from jaxarch.files import write_whole
 
     require_torch("bench")
     import torchref.nn
@@ -303,24 +304,12 @@ def demo_command(args) -> int:
     from jaxarch.errors import require_torch
 
     require_torch("the demo")
-    _platform(cpu=True, devices=8)
+    configure_jax(cpu=True, devices=8)
     import torchref.generate
     import torchref.train
-    from jaxarch import demo
+    from jaxarch.commands import demo
 
     return demo.run(Path(args.out), steps=args.steps, reference=torchref)
-
-
-def _platform(*, cpu: bool = False, x64: bool = False, devices: int = 0) -> None:
-    """Settings that must stand before JAX opens its devices; on a CPU, as many virtual ones as asked."""
-    import jax
-
-    if cpu:
-        jax.config.update("jax_platforms", "cpu")
-    if x64:
-        jax.config.update("jax_enable_x64", True)
-    if devices:
-        jax.config.update("jax_num_cpu_devices", devices)
 
 
 if __name__ == "__main__":

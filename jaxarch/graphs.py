@@ -381,7 +381,7 @@ def from_pyg(data: Any) -> GraphsTuple:
     Raises:
         DataError: a tensor belongs to none of them, or the edges of a batch are not in its graphs' order.
     """
-    from jaxarch.convert.state_dict import as_numpy
+    from jaxarch.arrays import as_numpy
 
     index = as_numpy(data.edge_index)
     count, own = int(data.num_nodes), ("edge_index", "batch", "ptr")

@@ -59,3 +59,22 @@ def update(model: nnx.Module, values: Flat) -> None:
 def rest_of(model: nnx.Module) -> Flat:
     """The non-parameter state of a model after a call changed it."""
     return split(model).rest
+
+
+class Stream(nnx.RngStream):
+    """The keys of `nnx.RngStream`, counted without a look at the count's sharding.
+
+    While a model is only traced that look fails after listing the whole trace, for every key anew.
+    """
+
+    def __call__(self) -> jax.Array:
+        key = jax.random.fold_in(self.key[...], self.count[...])
+        self.count.set_value(self.count[...] + 1)
+        return key
+
+
+def make_rngs(seed: int) -> nnx.Rngs:
+    """`nnx.Rngs(seed)`, quicker to build models with."""
+    rngs = nnx.Rngs(seed)
+    rngs.default = Stream(rngs["default"].key[...], tag="default")  # type: ignore[attr-defined]
+    return rngs

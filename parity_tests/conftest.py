@@ -39,10 +39,10 @@ def pytest_configure(config):
 def first_devices(monkeypatch):
     """A smaller mesh takes the first devices: a step for one compiles in half the time."""
     from jaxarch.parallel import mesh
-    from jaxarch.train import loop
+    from jaxarch.train import plan
 
     monkeypatch.setattr(
-        loop, "make_mesh", lambda axes: mesh.make_mesh(axes, jax.devices()[: mesh.size(axes)])
+        plan, "make_mesh", lambda axes: mesh.make_mesh(axes, jax.devices()[: mesh.size(axes)])
     )
 
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxarch import autodiff, catalog, nn, state
+from jaxarch import autodiff, catalog, nn, optim, state
 from jaxarch.convert import load_state_dict
 from jaxarch.errors import UsageError
 from jaxarch.parallel import make_mesh, parse_mesh
-from jaxarch.train import loop, optim, step, tasks
+from jaxarch.train import step, tasks
+from jaxarch.train.plan import placement
 from torchref import autodiff as reference
 from torchref import losses as torch_losses
 from torchref import train as torch_train
@@ -63,7 +64,7 @@ def monitored():
         average={},
     )
     mesh = make_mesh(parse_mesh("data=2,fsdp=4"))
-    placed = loop.placement(now, mesh, {})
+    placed = placement(now, mesh, {})
     now = jax.device_put(now, placed)
     assert any("fsdp" in str(x.sharding.spec) for x in now.params.values())
     task = tasks.task("classification")
@@ -118,7 +119,9 @@ def test_monitor_knows_a_convolutions_units():
 
 def test_debugger_names_what_is_wrong():
     rng = np.random.default_rng(0)
-    gradients = {k: rng.normal(size=(3, 4)) for k in ("fine", "a.nan", "b.inf", "c.large", "d.small", "e.zero")}
+    gradients = {
+        k: rng.normal(size=(3, 4)) for k in ("fine", "a.nan", "b.inf", "c.large", "d.small", "e.zero")
+    }
     gradients["a.nan"][0, 1] = np.nan
     gradients["b.inf"][2] = -np.inf
     gradients["c.large"] *= 1e6
@@ -136,11 +139,14 @@ def test_debugger_names_what_is_wrong():
 
 
 POINT = {"w": np.random.default_rng(1).normal(size=(4, 3)), "b": np.random.default_rng(2).normal(size=3)}
-OURS, THEIRS = {k: jnp.asarray(v) for k, v in POINT.items()}, {k: torch.from_numpy(v) for k, v in POINT.items()}
+OURS, THEIRS = (
+    {k: jnp.asarray(v) for k, v in POINT.items()},
+    {k: torch.from_numpy(v) for k, v in POINT.items()},
+)
 
 
 def smooth(p):
-    return (jnp.tanh(p["w"] @ p["b"]) ** 3 * jnp.exp(-p["w"].sum(1) ** 2)).sum()
+    return (jnp.tanh(p["w"] @ p["b"]) ** 3 * jnp.exp(-(p["w"].sum(1) ** 2))).sum()
 
 
 def smooth_torch(p):
@@ -256,7 +262,9 @@ def line_of(anomaly):
 def test_anomaly_is_named(ours, theirs, primitive, phase, line):
     torch.manual_seed(0)
     mine = nn.Sequential(nn.Linear(4, 3, rngs=nnx.Rngs(0)), Masked(), nn.Sequential(ours(), Masked()))
-    his = torch.nn.Sequential(torch.nn.Linear(4, 3), TorchMasked(), torch.nn.Sequential(theirs(), TorchMasked()))
+    his = torch.nn.Sequential(
+        torch.nn.Linear(4, 3), TorchMasked(), torch.nn.Sequential(theirs(), TorchMasked())
+    )
     his.double()
     load_state_dict(mine, his.state_dict())
     x = np.random.default_rng(0).normal(size=(4, 4))
@@ -378,10 +386,14 @@ def test_curvature():
 
     mine = autodiff.AutogradOptimizer(loss, logits)
     his = reference.AutogradOptimizer(
-        lambda p: torch.nn.functional.cross_entropy(torch_logits(p, torch.from_numpy(x)), torch.from_numpy(labels)),
+        lambda p: torch.nn.functional.cross_entropy(
+            torch_logits(p, torch.from_numpy(x)), torch.from_numpy(labels)
+        ),
         torch_logits,
     )
-    ours, theirs = ({k: as_array(v) for k, v in params.items()} for as_array in (jnp.asarray, torch.from_numpy))
+    ours, theirs = (
+        {k: as_array(v) for k, v in params.items()} for as_array in (jnp.asarray, torch.from_numpy)
+    )
     our_vector, their_vector = ({k: f(v) for k, v in vector.items()} for f in (jnp.asarray, torch.from_numpy))
     close(mine.hvp(ours, our_vector), his.hvp(theirs, their_vector))
     found = mine.fisher_diagonal(ours, jnp.asarray(x), jnp.asarray(labels))
@@ -399,7 +411,9 @@ def test_curvature():
     np.testing.assert_allclose(back(jnp.asarray(whole.diagonal()))["c"], true["c"], rtol=1e-10)
 
 
-@pytest.mark.parametrize("limits", [{"max_norm": 0.7}, {"max_value": 0.3}, {"max_norm": 0.7, "max_value": 0.3}])
+@pytest.mark.parametrize(
+    "limits", [{"max_norm": 0.7}, {"max_value": 0.3}, {"max_norm": 0.7, "max_value": 0.3}]
+)
 def test_clipper(limits):
     rng = np.random.default_rng(0)
     gradients = {k: rng.normal(size=(3, 2)) for k in "ab"}
@@ -439,7 +453,10 @@ def test_device_and_memory():
     assert len(infos[0]["devices"]) == 8
     assert infos[0]["host_memory"] == infos[1]["host_memory"] > infos[0]["host_peak"] > 0
     kept = []
-    for check, make in ((autodiff, lambda: jnp.arange(2.0**17)), (reference, lambda: torch.zeros(2**17).double())):
+    for check, make in (
+        (autodiff, lambda: jnp.arange(2.0**17)),
+        (reference, lambda: torch.zeros(2**17).double()),
+    ):
         with check.memory_monitor("a table") as report:
             kept.append(make())
         assert (report.left, report.arrays) == (2**20, 1)

@@ -44,7 +44,9 @@ def abstract(tree):
 
 
 def largest_file(path):
-    return max((p for p in (path / checkpoint.ARRAYS).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    return max(
+        (p for p in (path / checkpoint.ARRAYS).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
 
 
 def flip(path):
@@ -147,7 +149,11 @@ except CheckpointError as e:
 def test_a_disk_that_takes_no_more(tmp_path):
     assert resource.RLIMIT_FSIZE
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.strip().splitlines()[-1])

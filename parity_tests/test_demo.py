@@ -10,7 +10,12 @@ def test_demo_proves_and_is_honest(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "XLA_FLAGS")}
     command = [sys.executable, "-m", "jaxarch.cli", "demo", "--steps", "12", "--out", str(tmp_path / "demo")]
     done = subprocess.run(
-        command, env={**environment, "COLUMNS": "120"}, capture_output=True, text=True, check=False, timeout=600
+        command,
+        env={**environment, "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     lines = done.stdout.strip().splitlines()
     assert lines[-1] == str(tmp_path / "demo" / "report.html"), done.stderr[-2000:]

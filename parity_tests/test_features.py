@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread, imsave
 
-from jaxarch import catalog, cli, features
+from jaxarch import catalog, cli
+from jaxarch.commands import features
 from jaxarch.train import fit
 
 

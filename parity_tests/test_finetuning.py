@@ -10,15 +10,15 @@ import tokenizers
 import torch
 import transformers
 
-from jaxarch import catalog, state
+from jaxarch import catalog, data, state
 from jaxarch.cli import main
+from jaxarch.commands.convert import convert
 from jaxarch.convert import to_state_dict
-from jaxarch.convert.command import convert
 from jaxarch.convert.files import read_tensors
 from jaxarch.convert.hub import write_hub
+from jaxarch.data.sets import docstrings
 from jaxarch.errors import ConversionError, DataError, UsageError
-from jaxarch.train import checkpoint, data, finetune, fit
-from jaxarch.train.data import docstrings
+from jaxarch.train import checkpoint, finetune, fit
 
 NAME = "bert_for_sequence_classification"
 # The base model as the classifier's page has it.

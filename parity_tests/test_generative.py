@@ -13,9 +13,9 @@ from flax import nnx
 from jaxarch import diffusion, gan, nn, state
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
+from jaxarch.optim.optimizer import _promoting
 from jaxarch.parity import Pair, check
 from jaxarch.train import step
-from jaxarch.train.optim import _promoting
 from jaxarch.train.tasks import gan as gan_task
 from torchref import diffusion as reference
 from torchref import gan as reference_gan

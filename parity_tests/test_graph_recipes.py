@@ -8,12 +8,12 @@ import pytest
 from flax import nnx
 from sklearn.linear_model import Ridge
 
-from jaxarch import catalog, graphs
+from jaxarch import catalog, data, graphs
 from jaxarch.bench import gcn
+from jaxarch.data.graph_batches import flatten, labelled, stack
+from jaxarch.data.sets import molecules, stdlib_graph
 from jaxarch.errors import DataError, UsageError
-from jaxarch.train import data, fit, tasks
-from jaxarch.train.data import molecules, stdlib_graph
-from jaxarch.train.graph_sets import flatten, labelled, stack
+from jaxarch.train import fit, tasks
 from jaxarch.train.tasks.graph_autoencoder import GraphAutoencoder
 
 WHOLE = "tensor=8"  # a whole graph is one row: devices cannot share it by rows

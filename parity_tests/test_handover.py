@@ -1,6 +1,5 @@
 """A run begun in torch goes on in jaxarch on the same curve, and the other way: optimizer state there and back."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +8,13 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxarch import catalog, nn, state
+from jaxarch import catalog, losses, nn, optim, state
+from jaxarch.arrays import as_numpy, as_tensor
+from jaxarch.commands.convert import convert
 from jaxarch.convert import load_state_dict, to_state_dict
-from jaxarch.convert.command import convert
 from jaxarch.convert.files import read_tensors, write_tensors
-from jaxarch.convert.optimizer import (
+from jaxarch.errors import ConversionError, UsageError
+from jaxarch.handover.optimizer import (
     Hyper,
     check_groups,
     from_optimizer_state_dict,
@@ -22,9 +23,8 @@ from jaxarch.convert.optimizer import (
     to_optimizer_state_dict,
     torch_rows,
 )
-from jaxarch.convert.state_dict import as_numpy, as_tensor
-from jaxarch.errors import ConversionError, UsageError
-from jaxarch.train import fit, loop, losses, optim
+from jaxarch.train import fit
+from jaxarch.train.recipe import schedule_of
 from torchref import losses as torch_losses
 from torchref import train as torch_train
 
@@ -129,7 +129,9 @@ def test_hand_over_in_mid_schedule_both_ways(kind, tmp_path):
 
     # torch -> jax, through files
     torch.save(saved, tmp_path / "optimizer.pt")
-    slots, at, groups = from_optimizer_state_dict(ROWS, torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    slots, at, groups = from_optimizer_state_dict(
+        ROWS, torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    )
     assert at == (MIDDLE if kind not in ("sgd", "momentum", "dampening") else None)
     check_groups(ROWS, params, hyper, groups)
     taken = from_torch_optimizer(ROWS, slots, opt_state, step=MIDDLE)
@@ -172,7 +174,9 @@ def test_names_come_from_groups_or_from_a_single_group():
     _, _, saved = torch_run(KINDS["momentum"], start(), BATCHES[:2])
     assert from_optimizer_state_dict(ROWS, {"optimizer": saved, "step": 2})[1] == 2
     with pytest.raises(ConversionError, match="maximizes"):
-        from_optimizer_state_dict(ROWS, torch.optim.SGD(Theirs().named_parameters(), maximize=True).state_dict())
+        from_optimizer_state_dict(
+            ROWS, torch.optim.SGD(Theirs().named_parameters(), maximize=True).state_dict()
+        )
     with pytest.raises(ConversionError, match="lacks state"):
         from_optimizer_state_dict(ROWS, {"up.weight": 1})
 
@@ -201,7 +205,9 @@ def test_what_does_not_fit_is_refused():
     refused("no momentum", check_groups, ROWS, params, KINDS["momentum"], groups)
     other = KINDS["adam"]._replace(weight_decay=0.3)
     refused("weight_decay of up.weight is 0.01", check_groups, ROWS, params, other, groups)
-    refused("decoupled_weight_decay", check_groups, ROWS, params, KINDS["adam"]._replace(kind="adamw"), groups)
+    refused(
+        "decoupled_weight_decay", check_groups, ROWS, params, KINDS["adam"]._replace(kind="adamw"), groups
+    )
     refused("no torch state_dict", to_optimizer_state_dict, ROWS, params, adam_state, Hyper("lion"))
 
 
@@ -214,8 +220,10 @@ def test_the_command_carries_a_run(tmp_path):
     whole = [row["loss"] for row in fit("mlp", out=ours, resume=True, stop_at=12, **run).history]
 
     model = catalog.create_model("mlp", "small", package="torchref").double()
-    model.load_state_dict({k: torch.from_numpy(v) for k, v in read_tensors(theirs / "model.safetensors").items()})
-    recipe, schedule = begun.recipe, loop.schedule_of(begun.recipe)
+    model.load_state_dict(
+        {k: torch.from_numpy(v) for k, v in read_tensors(theirs / "model.safetensors").items()}
+    )
+    recipe, schedule = begun.recipe, schedule_of(begun.recipe)
     batches = [begun.source.batch(recipe.seed, i, recipe.batch_size) for i in range(4, 8)]
     found, optimizer = torch_train.train_steps(
         model,

@@ -19,8 +19,8 @@ from flax import nnx
 import jaxarch.nn as nn
 import torchref.nn as tnn
 from jaxarch import catalog, state
+from jaxarch.commands.convert import convert
 from jaxarch.convert import load_state_dict
-from jaxarch.convert.command import convert
 from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.hub import read_hub, write_hub
 from jaxarch.errors import ConversionError, DataError, UsageError

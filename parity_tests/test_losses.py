@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from jaxarch import losses as ours
 from jaxarch.errors import UsageError
-from jaxarch.train import losses as ours
 from torchref import losses as theirs
 
 RNG = np.random.default_rng(0)
@@ -49,7 +49,9 @@ SCORES = {"real": np.array([1.0, -1.0, 0.3]), "fake": np.array([-1.0, 1.0, 0.2, 
 VAE = {"reconstruction": drawn(3, 4), "x": RNG.random((3, 4)), "mu": drawn(3, 2), "logvar": drawn(3, 2)}
 STUDENT = {"student_logits": LOGITS, "teacher_logits": drawn(3, 4, 5), "labels": LABELS}
 CE = {"logits": LOGITS, "labels": LABELS}
-WIDE = np.array([[800.0, -INF, 0.0, -800], [INF, 0, 0, -INF], [-INF, -INF, -INF, -INF], [1e300, -1e300, 0, 0]])
+WIDE = np.array(
+    [[800.0, -INF, 0.0, -800], [INF, 0, 0, -INF], [-INF, -INF, -INF, -INF], [1e300, -1e300, 0, 0]]
+)
 
 CASES = {
     "cross_entropy": [
@@ -81,7 +83,10 @@ CASES = {
     ],
     "binary_focal_loss": [
         ({"logits": drawn(3, 4), "targets": BITS}, {}),
-        ({"logits": np.array([0.0, INF, -INF, 900, -900]), "targets": np.array([0, 1, 1, 1, 1])}, {"gamma": 0.5}),
+        (
+            {"logits": np.array([0.0, INF, -INF, 900, -900]), "targets": np.array([0, 1, 1, 1, 1])},
+            {"gamma": 0.5},
+        ),
         ({"logits": drawn(3, 4), "targets": BITS}, {"alpha": -1, "gamma": 0.0, "reduction": "sum"}),
     ],
     "contrastive_loss": [
@@ -102,7 +107,8 @@ CASES = {
         ({**EDGE, "negative": EDGE["positive"]}, {"swap": True}),
     ],
     "mined_triplet_loss": [
-        ({"embeddings": EMBEDDED, "labels": GROUPS}, {"margin": 0.7, "mining": mining}) for mining in ours.MININGS
+        ({"embeddings": EMBEDDED, "labels": GROUPS}, {"margin": 0.7, "mining": mining})
+        for mining in ours.MININGS
     ]
     + [({"embeddings": GRID, "labels": np.array([0, 0, 0, 1, 1, 1])}, {"mining": m}) for m in ours.MININGS]
     + [({"embeddings": EMBEDDED, "labels": np.zeros(7, int)}, {"mining": m}) for m in ours.MININGS],
@@ -166,7 +172,9 @@ NOTHING = {
 
 def is_learned(key, x):
     """torch gives class weights no gradient."""
-    return key not in ("weight", "pos_weight") and all(v.dtype.kind == "f" for v in map(np.asarray, jax.tree.leaves(x)))
+    return key not in ("weight", "pos_weight") and all(
+        v.dtype.kind == "f" for v in map(np.asarray, jax.tree.leaves(x))
+    )
 
 
 def our_pass(name, inputs, options):
@@ -185,7 +193,8 @@ def our_pass(name, inputs, options):
 def their_pass(name, inputs, options):
     learned = {k: is_learned(k, v) for k, v in inputs.items()}
     used = {
-        k: jax.tree.map(lambda x, k=k: torch.tensor(x, requires_grad=learned[k]), v) for k, v in inputs.items()
+        k: jax.tree.map(lambda x, k=k: torch.tensor(x, requires_grad=learned[k]), v)
+        for k, v in inputs.items()
     }
     value = getattr(theirs, name)(**used, **options)
     if value.requires_grad:
@@ -195,7 +204,10 @@ def their_pass(name, inputs, options):
 
 
 def compare(name, inputs, options):
-    (value, gradients), (wanted, wanted_gradients) = our_pass(name, inputs, options), their_pass(name, inputs, options)
+    (value, gradients), (wanted, wanted_gradients) = (
+        our_pass(name, inputs, options),
+        their_pass(name, inputs, options),
+    )
     for ours_, theirs_ in zip([value, *gradients], [wanted, *wanted_gradients], strict=True):
         assert ours_.shape == theirs_.shape
         assert not np.isnan(ours_).any()
@@ -258,7 +270,9 @@ def test_against_torch_itself():
                 torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
     a, b = torch.from_numpy(LOG_P), torch.from_numpy(SPARSE)
     for reduction in ("batchmean", "sum", "none"):  # torch means to change its "mean"
-        torch.testing.assert_close(theirs.kl_div(a, b, reduction=reduction), f.kl_div(a, b, reduction=reduction))
+        torch.testing.assert_close(
+            theirs.kl_div(a, b, reduction=reduction), f.kl_div(a, b, reduction=reduction)
+        )
     p = torch.softmax(logits, -1).gather(1, label.clamp(min=0)[:, None])[:, 0]
     plain = (0.5 * (1 - p) ** 2 * -p.log())[label >= 0].mean()
     torch.testing.assert_close(theirs.focal_loss(logits, label, alpha=0.5), plain)

@@ -15,8 +15,8 @@ import pytest
 from flax import nnx
 
 from jaxarch import nn
+from jaxarch.losses import mined_triplet_loss
 from jaxarch.parity.sides import OPTIMIZED
-from jaxarch.train.losses import mined_triplet_loss
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(3, 8, 12)))

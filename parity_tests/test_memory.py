@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxarch import cli, memory
+from jaxarch import cli, runtime
 
 
 def test_only_a_process_of_the_command_keeps_its_memory(monkeypatch):
@@ -21,11 +21,11 @@ def test_only_a_process_of_the_command_keeps_its_memory(monkeypatch):
 
 
 def test_settings_of_the_environment_stay(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("malloc was set"))
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("malloc was set"))
     for name in ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "1")
-            assert not memory.keep_freed_memory()
+            assert not runtime.keep_freed_memory()
 
 
 def test_memory_is_kept_where_glibc_gives_it():

@@ -17,8 +17,9 @@ from jaxarch import nn
 from jaxarch.errors import JaxarchError
 from jaxarch.nn import conv, linear, pool, position, rnn
 from jaxarch.nn import norm as norm_module
+from jaxarch.optim import clip_by_global_norm
+from jaxarch.optim.optimizer import _promoting
 from jaxarch.parity import Pair, check, check_pair, sides
-from jaxarch.train.optim import _promoting, clip_by_global_norm
 from torchref import nn as reference
 
 attention_module = importlib.import_module("jaxarch.nn.attention")  # the name is the function's
@@ -55,7 +56,9 @@ def unnamed(layer, x):
     return layer(x)
 
 
-def pair_of(name, args=(), kwargs=None, *, inputs, kinds=None, outputs="features", call=None, modes=("eval",)):
+def pair_of(
+    name, args=(), kwargs=None, *, inputs, kinds=None, outputs="features", call=None, modes=("eval",)
+):
     """A function that compares one layer of torchref with ours, built anew so that a mutant takes effect."""
 
     def compare():
@@ -70,7 +73,9 @@ def pair_of(name, args=(), kwargs=None, *, inputs, kinds=None, outputs="features
         used = call or unnamed
         if name in ("LSTM", "GRU"):
             used = sequence
-        return check(Theirs(theirs, used), Ours(ours, used), inputs, kinds=kinds, outputs=outputs, modes=modes)
+        return check(
+            Theirs(theirs, used), Ours(ours, used), inputs, kinds=kinds, outputs=outputs, modes=modes
+        )
 
     return compare
 
@@ -101,7 +106,9 @@ PAIRS = {
     "conv groups": pair_of("Conv2d", (4, 4, 3), {"groups": 4, "dilation": 2, "padding": 2}, **IMAGE),
     "up": pair_of("ConvTranspose2d", (4, 6, 3, 2, 1, 1), **IMAGE),
     "flatten": pair_of("Flatten", inputs=IMAGE["inputs"], kinds=IMAGE["kinds"]),
-    "max": pair_of("MaxPool2d", (3, 2, 1), inputs={"x": -5 + drawn(2, 3, 6, 6)}, kinds={"x": "image"}, outputs="image"),
+    "max": pair_of(
+        "MaxPool2d", (3, 2, 1), inputs={"x": -5 + drawn(2, 3, 6, 6)}, kinds={"x": "image"}, outputs="image"
+    ),
     "avg": pair_of("AvgPool2d", (3, 2, 1), **IMAGE),
     "adaptive": pair_of("AdaptiveAvgPool2d", ((3, 4),), **IMAGE),
     "dropout": pair_of("Dropout", (0.4,), **ROWS, modes=("train",)),
@@ -200,7 +207,9 @@ def adam_with(**changed):
         def make(kind="adamw", *, learning_rate, weight_decay=0.0, max_grad_norm=0.0):
             given = {"weight_decay": weight_decay, "max_grad_norm": max_grad_norm, **changed}
             if "eps_root" in changed:
-                return _promoting(optax.adamw(learning_rate, eps=0.0, eps_root=1e-8, weight_decay=weight_decay))
+                return _promoting(
+                    optax.adamw(learning_rate, eps=0.0, eps_root=1e-8, weight_decay=weight_decay)
+                )
             return original(kind, learning_rate=learning_rate, **given)
 
         return make
@@ -257,7 +266,10 @@ MUTANTS = {
         "adaptive",
         method(nn.AdaptiveAvgPool2d, "_pool", lambda f, self, x: jax.image.resize(x, (3, 3, 4, 4), "linear")),
     ),
-    "dropout unscaled": ("dropout", method(nn.Dropout, "__call__", lambda f, self, x: f(self, x) * (1 - self.p))),
+    "dropout unscaled": (
+        "dropout",
+        method(nn.Dropout, "__call__", lambda f, self, x: f(self, x) * (1 - self.p)),
+    ),
     "padding row learns": ("embedding", with_attribute(nn.Embedding, padding_idx=None)),
     "gate and shortcut": (
         "se",
@@ -265,13 +277,19 @@ MUTANTS = {
     ),
     "no shortcut": (
         "residual",
-        method(nn.ResidualBlock, "__call__", lambda f, self, x: self.activation(self.bn2(self.conv2(self.conv1(x))))),
+        method(
+            nn.ResidualBlock,
+            "__call__",
+            lambda f, self, x: self.activation(self.bn2(self.conv2(self.conv1(x)))),
+        ),
     ),
     "lstm gates swapped": ("lstm", wrapped(rnn, "LSTM_CELL", gates((0, 1, 3, 2)))),
     "lstm lengths ignored": ("lstm", wrapped(rnn, "recur", without_last)),
     "lstm one bias": (
         "lstm",
-        method(nn.LSTM, "_biases", lambda f, self, layer, suffix: (self._leaf("bias_ih", layer, suffix), None)),
+        method(
+            nn.LSTM, "_biases", lambda f, self, layer, suffix: (self._leaf("bias_ih", layer, suffix), None)
+        ),
     ),
     "gru reset before the product": ("gru", wrapped(rnn, "GRU_CELL", reset_before)),
     "gru lengths ignored": ("gru", wrapped(rnn, "recur", without_last)),

@@ -13,8 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxarch import optim
 from jaxarch.errors import UsageError
-from jaxarch.train import optim, scaler, schedules
+from jaxarch.optim import scaler, schedules
 from torchref import optim as torch_optim
 
 STEPS = 50
@@ -342,26 +343,25 @@ def test_what_is_refused():
 
 def test_a_page_says_what_its_optimizer_is():
     from jaxarch import catalog
-    from jaxarch.train import loop
+    from jaxarch.train.recipe import page_optimizer, recipe_of, schedule_of
 
-    recipe, *_ = loop.recipe_of("mlp", None, {})
+    recipe, *_ = recipe_of("mlp", None, {})
     by_hand = optim.create_optimizer(
         recipe.optimizer,
-        learning_rate=loop.schedule_of(recipe),
+        learning_rate=schedule_of(recipe),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
     )
     params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     gradients = {"w": jnp.full((2, 3), 0.3), "b": jnp.arange(3.0)}
     steps = [
-        o.update(gradients, o.init(params), params)[0]
-        for o in (optim.create_optimizer(catalog.page("mlp")), by_hand)
+        o.update(gradients, o.init(params), params)[0] for o in (page_optimizer(catalog.page("mlp")), by_hand)
     ]
     for key in params:
         np.testing.assert_array_equal(steps[0][key], steps[1][key])
     with pytest.raises(UsageError, match="for each of critic, generator"):
-        optim.create_optimizer(catalog.page("conditional_generator"))
-    with pytest.raises(UsageError, match="give the page alone"):
+        page_optimizer(catalog.page("conditional_generator"))
+    with pytest.raises(UsageError, match="unknown optimizer"):
         optim.create_optimizer(catalog.page("mlp"), learning_rate=1e-3)
     with pytest.raises(UsageError, match="needs a learning_rate"):
         optim.create_optimizer("adam")

@@ -99,10 +99,11 @@ def test_every_page_names_paths_that_exist(name):
 
 def test_no_involuntary_rematerialization(tmp_path, capfd):
     """The partitioner must never have to replicate an activation: it says so on stderr when it does."""
-    from jaxarch.train import loop, step
+    from jaxarch.train import step
+    from jaxarch.train.plan import prepare
 
     settings = {"model.vocab_size": "512", "train.steps": "2", "train.batch_size": "8"}
-    run = loop.prepare(
+    run = prepare(
         "advanced_transformer", variant=None, settings=settings, mesh="data=2,fsdp=2,tensor=2", out=tmp_path
     )
     batch = run.place(run.source.batch(0, 0, 8))

@@ -7,10 +7,11 @@ import tarfile
 import numpy as np
 import pytest
 
-from jaxarch import catalog
+from jaxarch import catalog, data
+from jaxarch.data.sets import cifar10
 from jaxarch.errors import CheckpointError, DataError, UsageError
-from jaxarch.train import data, fit, loop, tasks
-from jaxarch.train.data import cifar10
+from jaxarch.train import fit, tasks
+from jaxarch.train.recipe import recipe_of, schedule_of
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +128,15 @@ def recipes():
 
 @pytest.mark.parametrize(("model", "recipe"), list(recipes()))
 def test_recipes_name_what_exists(model, recipe):
-    made, variant, _ = loop.recipe_of(model, None, {}, recipe)
+    made, variant, _ = recipe_of(model, None, {}, recipe)
     catalog.arguments(model, variant)
-    loop.schedule_of(made)
+    schedule_of(made)
     assert made.task in {m.name for m in __import__("pkgutil").iter_modules(tasks.__path__)}
-    assert made.data in {m.name for m in __import__("pkgutil").iter_modules(data.__path__)}
+    assert made.data in {m.name for m in __import__("pkgutil").iter_modules(data.sets.__path__)}
 
 
 def test_unknown_recipes():
     with pytest.raises(UsageError, match="cifar10"):
-        loop.recipe_of("resnet", None, {}, "cifar")
+        recipe_of("resnet", None, {}, "cifar")
     with pytest.raises(UsageError, match=r"no recipe: add a \[train\] table"):
-        loop.recipe_of(next(n for n in catalog.list_models() if not catalog.page(n).train), None, {})
+        recipe_of(next(n for n in catalog.list_models() if not catalog.page(n).train), None, {})

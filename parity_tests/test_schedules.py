@@ -9,13 +9,18 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
+from jaxarch import optim
 from jaxarch.errors import UsageError
-from jaxarch.train import optim, schedules
+from jaxarch.optim import schedules
 from torchref import schedules as torch_schedules
 
 LONG = 60
 few = settings(
-    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
 )
 rate = st.floats(1e-5, 1.0)
 gamma = st.floats(0.05, 1.0)
@@ -92,7 +97,11 @@ def test_one_cycle(data):
     def make(optimizer):
         return lr_scheduler.OneCycleLR(optimizer, base, **options, **factors, **momenta)
 
-    same(our_rates(schedules.one_cycle_lr(base, **options, **factors), steps), torch_rates(base, make, steps), base)
+    same(
+        our_rates(schedules.one_cycle_lr(base, **options, **factors), steps),
+        torch_rates(base, make, steps),
+        base,
+    )
     found = torch_rates(base, make, steps, lambda group: group["momentum"])
     same(our_rates(schedules.one_cycle_momentum(**options, **momenta), steps), found, 1)
 
@@ -116,7 +125,9 @@ def test_sequences_and_chains(data):
         schedules.cosine_annealing_lr(base, end),
         schedules.exponential_lr(base, g),
     ]
-    same(our_rates(schedules.sequential_lr(parts, [first, first + second])), torch_rates(base, sequence), base)
+    same(
+        our_rates(schedules.sequential_lr(parts, [first, first + second])), torch_rates(base, sequence), base
+    )
 
     def chain(optimizer):
         return lr_scheduler.ChainedScheduler(

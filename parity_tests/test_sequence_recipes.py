@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxarch import catalog, html, state
+from jaxarch import catalog, data, html, state
+from jaxarch.data.sets import co2, dates, docstrings, pydoc_streams, spiral
 from jaxarch.errors import DataError, UsageError
-from jaxarch.train import data, fit, tasks
-from jaxarch.train.data import co2, dates, docstrings, pydoc_streams, spiral
+from jaxarch.train import fit, tasks
 from jaxarch.train.tasks import forecast
 
 QUICK = {"train.steps": "2", "train.eval_every": "2", "train.batch_size": "8"}

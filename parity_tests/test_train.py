@@ -11,13 +11,15 @@ import optax
 import pytest
 import torch
 
-from jaxarch import catalog, state
+from jaxarch import catalog, data, optim, state
+from jaxarch.arrays import as_numpy, as_tensor
 from jaxarch.convert import layout, load_state_dict, to_state_dict
-from jaxarch.convert.optimizer import from_torch_optimizer, to_torch_optimizer
-from jaxarch.convert.state_dict import as_numpy, as_tensor
 from jaxarch.errors import CheckpointError, ConversionError, DivergenceError, UsageError
-from jaxarch.train import checkpoint, data, fit, loop, optim, step, tasks
-from jaxarch.train.losses import cross_entropy
+from jaxarch.handover.optimizer import from_torch_optimizer, to_torch_optimizer
+from jaxarch.losses import cross_entropy
+from jaxarch.train import checkpoint, fit, step, tasks
+from jaxarch.train.log import METRICS, MONITOR
+from jaxarch.train.recipe import schedule_of
 from torchref import losses as torch_losses
 from torchref import train as torch_train
 
@@ -210,7 +212,7 @@ def single_device_losses(run):
     with jax.default_device(device):
         now = jax.device_put(run.init(), device)
         optimizer = optim.create_optimizer(
-            learning_rate=loop.schedule_of(run.recipe),
+            learning_rate=schedule_of(run.recipe),
             weight_decay=run.recipe.weight_decay,
             max_grad_norm=run.recipe.max_grad_norm,
         )
@@ -246,7 +248,7 @@ def test_tensorboard_holds_what_the_log_holds(one):
             event = Event.FromString(content[12 : 12 + length])
             seen |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
             content = content[16 + length :]
-    rows = [json.loads(line) for line in (one.out / loop.METRICS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (one.out / METRICS).read_text().splitlines()]
     logged = {(r["step"], k): v for r in rows for k, v in r.items() if k != "step"}
     assert seen == pytest.approx(logged, rel=1e-6)
     assert {"loss", "lr", "grad_norm", "eval_accuracy"} <= {tag for _, tag in seen}
@@ -261,7 +263,7 @@ def test_monitored_run_is_the_same_run(one, tmp_path):
         progress=False,
     )
     np.testing.assert_allclose(losses_of(seen), losses_of(one), rtol=1e-12)
-    rows = [json.loads(line) for line in (tmp_path / "run" / loop.MONITOR).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run" / MONITOR).read_text().splitlines()]
     assert [r["step"] for r in rows] == [4, 8, 12]
     told = {r["step"]: r["grad_norm"] for r in seen.history}
     assert rows[1]["grad_norm"][""] == pytest.approx(told[8], rel=1e-9)

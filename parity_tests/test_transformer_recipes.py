@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxarch import catalog
-from jaxarch.train import data, fit, tasks
-from jaxarch.train.data import dates, docstrings, help_pages
+from jaxarch import catalog, data
+from jaxarch.data.sets import dates, docstrings, help_pages
+from jaxarch.train import fit, tasks
 from jaxarch.train.tasks import multi_task, translation
 
 QUICK = {"train.steps": "2", "train.eval_every": "2", "train.batch_size": "8", "train.warmup_steps": "1"}

@@ -12,11 +12,12 @@ import pytest
 from flax import nnx
 
 from jaxarch import catalog, cli, state
+from jaxarch.commands.sample import pictures, sample, write_sheet
 from jaxarch.convert.files import read_tensors
 from jaxarch.errors import DivergenceError, UsageError
 from jaxarch.parallel import make_mesh
-from jaxarch.sample import pictures, sample, write_sheet
-from jaxarch.train import checkpoint, fit, loop, quality, tasks
+from jaxarch.train import checkpoint, fit, plan, quality, tasks
+from jaxarch.train.recipe import optimizers_of, recipe_of, schedule_of
 
 QUICK = {"train.steps": "4", "train.eval_every": "4", "train.batch_size": "16", "train.save_every": "2"}
 RIVALS = QUICK | {"train.task_options.critic_steps": "2"}
@@ -26,7 +27,7 @@ ONE, EIGHT = "data=1", "data=2,fsdp=4"
 def short(name, out, *, settings=QUICK, mesh=ONE, **more):
     """A run on one of the devices, which compiles several times faster, or on all."""
     devices = jax.devices()[:1] if mesh == ONE else None
-    with mock.patch.object(loop, "make_mesh", functools.partial(make_mesh, devices=devices)):
+    with mock.patch.object(plan, "make_mesh", functools.partial(make_mesh, devices=devices)):
         return fit(name, settings=settings, out=out, mesh=mesh, progress=False, **more)
 
 
@@ -79,8 +80,8 @@ def test_each_update_moves_its_own_half(adversaries):
 
 
 def test_schedules_count_steps_and_not_updates():
-    made, *_ = loop.recipe_of("conditional_generator", None, {"train.steps": "4", "train.schedule": "linear"})
-    optimizer = loop.optimizers_of(made, tasks.task(made.task, **made.task_options))["critic"]
+    made, *_ = recipe_of("conditional_generator", None, {"train.steps": "4", "train.schedule": "linear"})
+    optimizer = optimizers_of(made, tasks.task(made.task, **made.task_options))["critic"]
     weights = {"w": jax.numpy.ones(3)}
     moments, moved = optimizer.init(weights), []
     for _ in range(4 * 3):
@@ -88,18 +89,18 @@ def test_schedules_count_steps_and_not_updates():
         moved.append(-float(changes["w"][0]))
     # Adam moves by the rate where the gradient stays: three times by each step's.
     np.testing.assert_allclose(
-        moved, np.repeat([float(loop.schedule_of(made)(i)) for i in range(4)], 3) * 2, rtol=1e-4
+        moved, np.repeat([float(schedule_of(made)(i)) for i in range(4)], 3) * 2, rtol=1e-4
     )
 
 
 def test_unknown_updates(tmp_path):
-    made, *_ = loop.recipe_of("conditional_generator", None, {})
+    made, *_ = recipe_of("conditional_generator", None, {})
     task = tasks.task(made.task, **made.task_options)
     import dataclasses
 
     for updates, says in (({"critics": {}}, "critic"), ({"critic": {"lr": 1.0}}, "learning_rate")):
         with pytest.raises(UsageError, match=says):
-            loop.optimizers_of(dataclasses.replace(made, updates=updates), task)
+            optimizers_of(dataclasses.replace(made, updates=updates), task)
 
 
 def test_samples_are_those_of_their_seed(tmp_path):

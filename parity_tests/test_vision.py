@@ -12,7 +12,8 @@ import torch
 from flax import nnx
 from torch import nn as tnn
 
-from jaxarch import catalog, nn, show, state
+from jaxarch import catalog, nn, state
+from jaxarch.commands import show
 from jaxarch.convert import layout
 from jaxarch.errors import DataError, UsageError
 from jaxarch.parity import check

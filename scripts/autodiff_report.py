@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxarch import autodiff, nn, state
+from jaxarch import autodiff, nn, optim, state
 from jaxarch.html import curves
-from jaxarch.train import loop, optim, step
-from jaxarch.train.losses import cross_entropy
+from jaxarch.losses import cross_entropy
+from jaxarch.train import step
+from jaxarch.train.plan import Run, prepare
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = DOCS / "autodiff"
@@ -35,13 +36,13 @@ LEVELS = {
 }
 
 
-def prepared(name: str, variant: str | None = None, **settings: str) -> loop.Run:
+def prepared(name: str, variant: str | None = None, **settings: str) -> Run:
     """A run of a page's recipe, before its first step."""
     out = Path(tempfile.mkdtemp()) / "run"
-    return loop.prepare(name, variant=variant, settings=settings, mesh="data=1", out=out)
+    return prepare(name, variant=variant, settings=settings, mesh="data=1", out=out)
 
 
-def model_of(run: loop.Run, now: step.TrainState) -> nnx.Module:
+def model_of(run: Run, now: step.TrainState) -> nnx.Module:
     return state.merge(run.graph, now.params, now.rest)
 
 
@@ -73,7 +74,7 @@ def measure_cost(name: str, variant: str, repeat: int) -> dict:
     }
 
 
-def train(run: loop.Run, steps: int, learning_rate: float | None = None):
+def train(run: Run, steps: int, learning_rate: float | None = None):
     """Train with a monitor; -> (state, what the monitor saw in each step, losses, time in sections)."""
     now = run.init()
     monitor = autodiff.AutogradMonitor(model_of(run, now), bins=32, low=-9, high=1, every=1)
@@ -122,7 +123,7 @@ class LogOfInput(nn.Module):
         return x * jnp.log(x)
 
 
-def anomaly_text(run: loop.Run, model: nnx.Module) -> str:
+def anomaly_text(run: Run, model: nnx.Module) -> str:
     batch = run.place(run.source.batch(0, 0, 64))
     broken = nn.Sequential(LogOfInput(), model)
 
@@ -136,7 +137,7 @@ def anomaly_text(run: loop.Run, model: nnx.Module) -> str:
     raise SystemExit("the mistake made no NaN")
 
 
-def curvature(run: loop.Run, now: step.TrainState, losses_at: list) -> tuple[str, dict]:
+def curvature(run: Run, now: step.TrainState, losses_at: list) -> tuple[str, dict]:
     """The largest eigenvalue at each of several points of the run, and Fisher's diagonal at the last."""
     batch = run.place(run.source.batch(0, 0, 256))
 
@@ -213,12 +214,12 @@ def report(steps: int) -> None:
     (DOCS / "autodiff.md").write_text(text)
 
 
-def gradient_point(run: loop.Run, params, now: step.TrainState):
+def gradient_point(run: Run, params, now: step.TrainState):
     batch = run.place(run.source.batch(0, 0, 256))
     return cross_entropy(state.merge(run.eval_graph, params, now.rest)(batch["x"]), batch["label"])
 
 
-def verified(run: loop.Run, now: step.TrainState) -> str:
+def verified(run: Run, now: step.TrainState) -> str:
     """The trained model's gradient against differences, in float64."""
     with jax.enable_x64(True):
         wide = {k: jnp.asarray(np.asarray(v), float) for k, v in now.params.items()}

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from jaxarch.sample import pictures, write_sheet
+from jaxarch.commands.sample import pictures, write_sheet
+from jaxarch.data.sets import digits
 from jaxarch.train import checkpoint, fit, quality, tasks
-from jaxarch.train.data import digits
 
 COUNT, SEED = 500, 0
 GUIDANCE, STEPS = 2.0, 50

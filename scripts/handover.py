@@ -14,28 +14,33 @@ import numpy as np
 import torch
 
 from jaxarch import catalog, state
-from jaxarch.convert.command import convert
+from jaxarch.arrays import as_numpy, as_tensor
+from jaxarch.commands.convert import convert
 from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.layout import layout
-from jaxarch.convert.state_dict import as_numpy, as_tensor, to_torch
+from jaxarch.convert.state_dict import to_torch
 from jaxarch.html import curves
-from jaxarch.train import fit, loop
+from jaxarch.train import fit
+from jaxarch.train.plan import Run
+from jaxarch.train.recipe import schedule_of
 from torchref.losses import cross_entropy
 from torchref.train import train_steps
 
 MODEL, VARIANT = "mlp", "small"
 
 
-def in_torch(run: loop.Run, folder: Path | None, start: int, end: int, out: Path | None = None) -> list[float]:
+def in_torch(run: Run, folder: Path | None, start: int, end: int, out: Path | None = None) -> list[float]:
     """The losses of torch's steps from a folder, or from the run's own beginning, written to another folder."""
     model = catalog.create_model(MODEL, VARIANT, package="torchref").double()
     if folder is None:
         begun = run.init()
-        weights = to_torch(layout(state.merge(run.graph, begun.params, begun.rest)), {**begun.params, **begun.rest})
+        weights = to_torch(
+            layout(state.merge(run.graph, begun.params, begun.rest)), {**begun.params, **begun.rest}
+        )
     else:
         weights = read_tensors(folder / "model.safetensors")
     model.load_state_dict({k: as_tensor(v) for k, v in weights.items()})
-    recipe, schedule = run.recipe, loop.schedule_of(run.recipe)
+    recipe, schedule = run.recipe, schedule_of(run.recipe)
     batches = [run.source.batch(recipe.seed, i, recipe.batch_size) for i in range(start, end)]
     losses, optimizer = train_steps(
         model,
@@ -66,7 +71,9 @@ def main() -> None:
         work = Path(folder)
         run = fit(MODEL, out=work / "ours", stop_at=middle, **options).run
         print(convert(str(work / "ours"), str(work / "to_torch")))
-        ours = [row["loss"] for row in fit(MODEL, out=work / "ours", resume=True, stop_at=end, **options).history]
+        ours = [
+            row["loss"] for row in fit(MODEL, out=work / "ours", resume=True, stop_at=end, **options).history
+        ]
         to_torch_curve = ours[:middle] + in_torch(run, work / "to_torch", middle, end)
         begun = in_torch(run, None, 0, middle, work / "theirs")
         print(convert(str(work / "theirs"), str(work / "to_jaxarch"), model=MODEL, variant=VARIANT))

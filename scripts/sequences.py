@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxarch import html
-from jaxarch.train import checkpoint, data
-from jaxarch.train.data import docstrings, spiral
+from jaxarch import data, html
+from jaxarch.data.sets import docstrings, spiral
+from jaxarch.train import checkpoint
 from jaxarch.train.tasks import forecast
 
 

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from sequences import main, model_of, rows, source
 
-from jaxarch import html
+from jaxarch import catalog, html
+from jaxarch.commands.generate import continue_text
+from jaxarch.data.sets import dates, help_pages
 from jaxarch.generate import translate
-from jaxarch.train import checkpoint, loop
-from jaxarch.train.data import dates, help_pages
-from jaxarch.train.text import continue_text
+from jaxarch.train import checkpoint, step
+from jaxarch.train.plan import prepare
 
 MINILM = "bert_for_sequence_classification"
 CURVES = {"minilm": (dict.fromkeys(("minilm_lora", "minilm_full"), "eval_accuracy"), "test accuracy")}
@@ -28,7 +29,7 @@ HEADS = {"part": "accuracy_part", "function": "accuracy_function", "ease": "r2_e
 def draw_text(run: Path) -> str:
     """Perplexity by step, and that of the counts."""
     arguments = checkpoint.load(run).about["overrides"]
-    arguments = loop.catalog.arguments("advanced_transformer", "pydoc", arguments)
+    arguments = catalog.arguments("advanced_transformer", "pydoc", arguments)
     steps, found = rows(run, "eval_perplexity")
     lines = {"AdvancedTransformerModel": (steps, found)}
     plain = source(run, "pydoc_topics", arguments).extra["baselines"]
@@ -51,7 +52,7 @@ def draw_dates(run: Path) -> str:
 
 def draw_heads(run: Path) -> str:
     """Each head's figure by step."""
-    arguments = loop.catalog.arguments("custom_multi_task_seo_model", "help_pages")
+    arguments = catalog.arguments("custom_multi_task_seo_model", "help_pages")
     print(f"{run}: {help_pages.baselines(source(run, 'help_pages', arguments))}")
     lines = {key: rows(run, f"eval_{key}") for key in HEADS.values()}
     return html.curves(lines, xlabel="step", ylabel="of the test pages")
@@ -75,8 +76,8 @@ def tell_sizes(run: Path) -> None:
 def tell_cost(recipe: str, steps: int) -> None:
     """The median time of a step of a fine-tuning recipe."""
     with tempfile.TemporaryDirectory() as out:
-        run = loop.prepare(MINILM, variant=None, settings={}, mesh="data=1", out=Path(out), recipe=recipe)
-        take = loop.step.make_train_step(run.graph, run.task, run.optimizers)
+        run = prepare(MINILM, variant=None, settings={}, mesh="data=1", out=Path(out), recipe=recipe)
+        take = step.make_train_step(run.graph, run.task, run.optimizers)
         current, batch, seconds = run.init(), run.place(run.sample), []
         for _ in range(steps + 1):
             begun = time.perf_counter()

@@ -15,8 +15,8 @@ from jax._src import source_info_util  # the one place that knows the user's lin
 from jax._src.core import DropVar
 
 from jaxarch import state
-from jaxarch.calls import observe
 from jaxarch.errors import DivergenceError
+from jaxarch.observe import observe
 
 FORWARD, BACKWARD = "forward", "backward"
 CALLS = {

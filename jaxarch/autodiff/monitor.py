@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jaxarch.calls import observe
 from jaxarch.convert.layout import layout
 from jaxarch.nn.module import wide_dtype
+from jaxarch.observe import observe
 
 Flat = Mapping[str, Any]
 Measures = dict[str, dict[str, Any]]

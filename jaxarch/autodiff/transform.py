@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxarch.errors import UsageError
-from jaxarch.train.optim import clip_by_global_norm
+from jaxarch.optim import clip_by_global_norm
 
 
 def GradientClipper(

@@ -22,9 +22,9 @@ from flax import nnx
 from jaxarch import catalog, state
 from jaxarch.convert import load_state_dict
 from jaxarch.errors import JaxarchError, UsageError, require_torch
+from jaxarch.optim import create_optimizer
 from jaxarch.parity import draw_inputs
 from jaxarch.parity.pair import to_jax
-from jaxarch.train.optim import create_optimizer
 
 OURS = "jaxarch"
 IMAGES = 8

@@ -7,6 +7,7 @@ by their bare names.
 """
 
 import dataclasses
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from jaxarch import catalog
-from jaxarch.convert.files import read_tensors, write_tensors, write_whole
-from jaxarch.errors import ConversionError, unknown
+from jaxarch.convert.files import read_tensors, write_tensors
+from jaxarch.errors import ConversionError, UsageError, unknown
+from jaxarch.files import write_whole
 
-PREFIX = "hf:"
+PREFIX, PACKAGE = "hf:", "package:"
 CONFIG, SINGLE, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = (SINGLE, SHARDS, "pytorch_model.bin", "pytorch_model.bin.index.json")
 # Above this the hub's tools write shards.
@@ -143,6 +145,23 @@ class HubFolder:
                 del tensors[key]
         left = sorted(k for k in tensors if k not in needed and re.match(family.heads, k))
         return {k: v for k, v in tensors.items() if k not in left}, left
+
+
+def folder_of(init: str) -> Path:
+    """The folder that `hf:FOLDER` or `package:NAME/FOLDER`, a folder of an installed package, stands for.
+
+    Raises:
+        UsageError: neither of the two, or the package is not installed.
+    """
+    if init.startswith(PREFIX):
+        return Path(init.removeprefix(PREFIX))
+    name, _, inner = init.removeprefix(PACKAGE).partition("/")
+    if not init.startswith(PACKAGE) or not name.isidentifier():
+        raise UsageError(f"{init!r} is not a folder of the hub: write hf:FOLDER or package:NAME/FOLDER")
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise UsageError(f"{init}: the package is not installed: pip install {name.replace('_', '-')}")
+    return Path(found.origin).parent / inner
 
 
 def read_hub(path: str | Path, model: str | None = None) -> HubFolder:

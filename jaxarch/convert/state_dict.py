@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import nnx
 
 from jaxarch import state
+from jaxarch.arrays import as_numpy
 from jaxarch.convert.layout import Row, layout, to_ours, to_theirs
 from jaxarch.errors import ConversionError, nearest
 
@@ -75,28 +75,6 @@ def check_names(needed: Iterable[str], given: Iterable[str]) -> None:
     if unexpected:
         parts.append(f"unexpected: {', '.join(_hinted(k, needed) for k in unexpected)}")
     raise ConversionError("the keys differ; " + "; ".join(parts))
-
-
-def as_numpy(value: Any) -> np.ndarray:
-    """A torch tensor or an array as numpy; bfloat16, which `.numpy()` refuses, goes through its bits."""
-    if type(value).__module__.split(".")[0] == "torch":
-        import torch
-
-        value = value.detach().cpu().contiguous()
-        if value.dtype == torch.bfloat16:
-            return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return value.numpy()
-    return np.asarray(value)
-
-
-def as_tensor(value: np.ndarray):
-    """A numpy array as a torch tensor of the same bits."""
-    import torch
-
-    value = np.array(value, order="C")  # torch must own writable memory
-    if value.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(value)
 
 
 def _counter_flax_lacks(key: str, names: set[str]) -> bool:

@@ -49,9 +49,7 @@ class AdvancedCNN(nn.Module):
         return self.fc(self.dropout(self.flatten(self.avgpool(x))))
 
 
-def stage(
-    in_channels: int, out_channels: int, blocks: int, stride: int, *, rngs: nnx.Rngs
-) -> nn.Sequential:
+def stage(in_channels: int, out_channels: int, blocks: int, stride: int, *, rngs: nnx.Rngs) -> nn.Sequential:
     """Residual blocks, the first of which changes the channels and the size."""
     first = nn.ResidualBlock(in_channels, out_channels, stride, rngs=rngs)
     rest = [nn.ResidualBlock(out_channels, out_channels, rngs=rngs) for _ in range(blocks - 1)]

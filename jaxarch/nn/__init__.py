@@ -65,7 +65,7 @@ from jaxarch.nn.hub import (
 from jaxarch.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
 from jaxarch.nn.linear import Embedding, Linear, check_ids
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
-from jaxarch.nn.module import Buffer, Module, make_rngs, wide_dtype
+from jaxarch.nn.module import Buffer, Module, wide_dtype
 from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm, set_batch_groups
 from jaxarch.nn.packed import MultiheadAttention, TransformerEncoderLayer
 from jaxarch.nn.pool import (

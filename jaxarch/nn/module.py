@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -17,25 +16,6 @@ class Module(nnx.Module):
     """
 
     LAYOUT: ClassVar[dict[str, Perm]] = {}
-
-
-class Stream(nnx.RngStream):
-    """The keys of `nnx.RngStream`, counted without a look at the count's sharding.
-
-    While a model is only traced that look fails after listing the whole trace, for every key anew.
-    """
-
-    def __call__(self) -> jax.Array:
-        key = jax.random.fold_in(self.key[...], self.count[...])
-        self.count.set_value(self.count[...] + 1)
-        return key
-
-
-def make_rngs(seed: int) -> nnx.Rngs:
-    """`nnx.Rngs(seed)`, quicker to build models with."""
-    rngs = nnx.Rngs(seed)
-    rngs.default = Stream(rngs["default"].key[...], tag="default")  # type: ignore[attr-defined]
-    return rngs
 
 
 class Buffer(nnx.Variable):

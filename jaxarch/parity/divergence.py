@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxarch import nn, state
-from jaxarch.calls import observe
-from jaxarch.convert.state_dict import as_numpy
+from jaxarch.arrays import as_numpy
+from jaxarch.observe import observe
 from jaxarch.parity.compare import BOUND, relative
 from jaxarch.parity.pair import Pair, to_jax
 from jaxarch.parity.sides import Arrays, Masks, leaves, torch_masks

@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 
 from jaxarch import catalog, nn, state
+from jaxarch.arrays import as_numpy
 from jaxarch.convert import layout
-from jaxarch.convert.state_dict import as_numpy, from_torch
+from jaxarch.convert.state_dict import from_torch
 from jaxarch.errors import DataError, UsageError, require_torch, unknown
 from jaxarch.spec import KINDS, Page
 

@@ -14,10 +14,10 @@ from flax import nnx
 from rich.console import Console
 
 from jaxarch import catalog, html
+from jaxarch.arrays import as_tensor
 from jaxarch.convert import load_state_dict, to_state_dict
-from jaxarch.convert.files import write_whole
-from jaxarch.convert.state_dict import as_tensor
 from jaxarch.errors import JaxarchError, require_torch
+from jaxarch.files import write_whole
 from jaxarch.parity import sides
 from jaxarch.parity.compare import BOUND, Errors, compare, largest, structural_zeros
 from jaxarch.parity.divergence import first_divergence

@@ -14,11 +14,11 @@ import optax
 from flax import nnx
 
 from jaxarch import nn, state
-from jaxarch.convert.state_dict import as_numpy
+from jaxarch.arrays import as_numpy
 from jaxarch.convert.state_dict import to_torch as under_torch_keys
 from jaxarch.errors import ConversionError, UsageError
+from jaxarch.optim import create_optimizer, create_schedule
 from jaxarch.parity.pair import Pair, to_jax, to_torch
-from jaxarch.train.optim import create_optimizer, create_schedule
 
 # Whatever XLA_FLAGS say: gradients are proven as they are compiled for training.
 OPTIMIZED = {"xla_backend_optimization_level": 3}

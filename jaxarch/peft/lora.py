@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxarch.convert.files import read_tensors, write_tensors, write_whole
+from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.state_dict import check_names
 from jaxarch.errors import ConversionError, UsageError, unknown
+from jaxarch.files import write_whole
 from jaxarch.nn import Conv1D, Dropout, Linear, Module
 from jaxarch.state import join
 

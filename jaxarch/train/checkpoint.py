@@ -23,7 +23,7 @@ from flax import nnx
 
 from jaxarch import catalog, state
 from jaxarch.errors import CheckpointError
-from jaxarch.nn import make_rngs
+from jaxarch.state import make_rngs
 
 ARRAYS, ABOUT, SUMS = "arrays", "about.json", "checksums.json"
 FOLDER, BEST = "checkpoints", "best"

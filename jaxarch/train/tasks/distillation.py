@@ -8,8 +8,8 @@ from jaxtyping import Array
 
 from jaxarch import state
 from jaxarch.errors import UsageError
+from jaxarch.losses import distillation_loss
 from jaxarch.train import checkpoint
-from jaxarch.train.losses import distillation_loss
 from jaxarch.train.tasks import Batch, Task, Update, classification, inputs_of
 
 

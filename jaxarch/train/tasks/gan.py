@@ -12,8 +12,8 @@ from jaxarch import catalog, nn
 from jaxarch.errors import UsageError, unknown
 from jaxarch.gan import feature_matching as apart
 from jaxarch.gan import gradient_penalty, real_penalty
+from jaxarch.losses import GAN_KINDS, gan_discriminator_loss, gan_generator_loss
 from jaxarch.train import quality
-from jaxarch.train.losses import GAN_KINDS, gan_discriminator_loss, gan_generator_loss
 from jaxarch.train.tasks import Batch, Task, Update
 
 PENALTIES = ("between", "real")

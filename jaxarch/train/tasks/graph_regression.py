@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from jaxarch.train.graph_sets import flatten
+from jaxarch.data.graph_batches import flatten
 from jaxarch.train.tasks import Batch, Task, Update
 
 

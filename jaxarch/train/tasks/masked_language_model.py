@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxarch import nn
+from jaxarch.losses import cross_entropy
 from jaxarch.nn.module import Buffer
-from jaxarch.train.losses import cross_entropy
 from jaxarch.train.tasks import Batch, Task, Update
 
 

@@ -4,7 +4,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxarch.errors import UsageError
-from jaxarch.train.losses import cross_entropy
+from jaxarch.losses import cross_entropy
 from jaxarch.train.tasks import Batch, Task, Update, inputs_of
 from jaxarch.train.tasks.classification import accuracy, count
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxarch import nn
 from jaxarch.errors import UsageError
+from jaxarch.losses import cross_entropy
 from jaxarch.nn.module import Buffer
-from jaxarch.train.losses import cross_entropy
 from jaxarch.train.tasks import Batch, Task, Update
 
 

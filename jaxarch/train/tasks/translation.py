@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxarch.generate import translate
-from jaxarch.train.losses import cross_entropy
+from jaxarch.losses import cross_entropy
 from jaxarch.train.tasks import Batch, Task, Update
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from jaxarch.train.losses import vae_loss
+from jaxarch.losses import vae_loss
 from jaxarch.train.quality import counted
 from jaxarch.train.tasks import Batch, Task, Update
 
@@ -40,8 +40,6 @@ def make(latent: int = 8, beta: float = 1.0, kind: str = "bce") -> Task:
     )
 
 
-def sample(
-    model: Any, task_options: Any, sample: Batch, key: jax.Array, labels: Array, **_: Any
-) -> Array:
+def sample(model: Any, task_options: Any, sample: Batch, key: jax.Array, labels: Array, **_: Any) -> Array:
     """Rows in [0, 1] decoded from the prior; labels (N,) only say how many."""
     return model.decode(jax.random.normal(key, (len(labels), task_options.get("latent", 8)))) * 2 - 1

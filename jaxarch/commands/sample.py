@@ -1,0 +1,104 @@
+"""Pictures from a trained generative model, and sheets of them."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxarch import data
+from jaxarch.errors import UsageError
+from jaxarch.files import write_whole
+from jaxarch.train import checkpoint, tasks
+
+
+def sample(
+    path: str | Path,
+    n: int,
+    *,
+    seed: int = 0,
+    label: int | None = None,
+    guidance: float | None = None,
+    steps: int | None = None,
+    progress: Callable[[Array], None] | None = None,
+) -> np.ndarray:
+    """n pictures (n, H, W, C) in [0, 1] from a run of a generative recipe; the same for the same seed.
+
+    Args:
+        label: the class of all; without it the classes take turns.
+        guidance, steps: of diffusion models.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+        UsageError: the run was not generative, or an argument that its model does not take.
+    """
+    if n < 1:
+        raise UsageError(f"n must be at least 1, not {n}")
+    restored = checkpoint.load(Path(path))
+    recipe = restored.about.get("recipe", {"task": "classification"})
+    module: Any = importlib.import_module(f"{tasks.__name__}.{recipe['task']}")
+    if not hasattr(module, "sample"):
+        raise UsageError(f"{path} holds no generative model: its task is {recipe['task']}")
+    takes = inspect.signature(module.sample).parameters
+    given: dict[str, Any] = {"guidance": guidance, "steps": steps}
+    for key, value in given.items():
+        if value is not None and key not in takes:
+            raise UsageError(f"--{key} has no effect on a model of the task {recipe['task']}: leave it out")
+    given |= {"progress": progress} if "progress" in takes else {}
+    classes = restored.about["classes"]
+    if label is not None and not 0 <= label < classes:
+        raise UsageError(f"class {label} is out of range: it must be in [0, {classes})")
+    labels = jnp.arange(n) % classes if label is None else jnp.full((n,), label)
+    shapes = {
+        k: jnp.zeros(shape, data.working_dtype(dtype))
+        for k, (shape, dtype) in restored.about["sample"].items()
+    }
+    model = restored.model()
+    model.eval()
+    found = module.sample(
+        model,
+        recipe["task_options"],
+        shapes,
+        jax.random.key(seed),
+        labels,
+        **{k: v for k, v in given.items() if v is not None},
+    )
+    return pictures(found)
+
+
+def pictures(rows: Any) -> np.ndarray:
+    """(N, H, W, C) in [0, 1] of pictures or square rows in [-1, 1]."""
+    x = np.clip((np.asarray(rows, np.float32) + 1) / 2, 0, 1)
+    if x.ndim == 2:
+        side = round(x.shape[1] ** 0.5)
+        if side * side != x.shape[1]:
+            raise UsageError(f"rows of {x.shape[1]} numbers are no square pictures")
+        x = x.reshape(len(x), side, side, 1)
+    return x
+
+
+def write_sheet(path: str | Path, images: np.ndarray, *, columns: int = 10, zoom: int = 6) -> None:
+    """Pictures (N, H, W, 1 or 3) in [0, 1] as one PNG, `columns` in a row, each pixel `zoom` wide.
+
+    Raises:
+        UsageError: the file's name does not end in .png.
+        ConversionError: the disk refused.
+    """
+    from matplotlib.image import imsave
+
+    path = Path(path)
+    if path.suffix != ".png":
+        raise UsageError(f"{path}: a sheet is written as .png")
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.ones((rows * (height + 1), columns * (width + 1), channels), np.float32)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    sheet = np.broadcast_to(sheet, (*sheet.shape[:2], 3)).repeat(zoom, 0).repeat(zoom, 1)
+    write_whole(path, lambda temporary: imsave(temporary, sheet))

@@ -1,0 +1,93 @@
+"""Graphs as rows of a recipe's arrays: one whole graph in one row, or many small ones padded to one size."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from jraph import GraphsTuple
+
+from jaxarch.data import Batch, Source
+from jaxarch.errors import DataError
+
+
+def one_graph(inputs: Mapping[str, np.ndarray], label: np.ndarray, train: np.ndarray, classes: int) -> Source:
+    """Nodes of one graph to be classified: every batch is the whole graph, with a leading axis of 1.
+
+    Args:
+        inputs: the model's arguments.
+        label: (N,) classes of all nodes.
+        train: (N,) True at the nodes whose label is known in training; the others are for testing.
+    """
+    held = {k: np.asarray(v)[None] for k, v in inputs.items()}
+    return Source(
+        train={**held, "label": np.where(train, label, -100).astype(np.int32)[None]},
+        test={**held, "label": np.where(train, -100, label).astype(np.int32)[None]},
+        classes=classes,
+        items=len(label),
+        unit="nodes",
+    )
+
+
+def labelled(label: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """(N,) True at `per_class` nodes of each class, drawn from the seed.
+
+    Raises:
+        DataError: a class has no more nodes than that, so that none is left for testing.
+    """
+    rng, chosen = np.random.default_rng(seed), np.zeros(len(label), bool)
+    for c in np.unique(label):
+        own = np.flatnonzero(label == c)
+        if len(own) <= per_class:
+            raise DataError(f"class {c} has {len(own)} nodes: label fewer than that, not {per_class}")
+        chosen[rng.permutation(own)[:per_class]] = True
+    return chosen
+
+
+def stack(graphs: Sequence[GraphsTuple]) -> Batch:
+    """Graphs of one each as arrays with a row per graph, all padded to the largest.
+
+    Every row ends in at least one padding node; padding edges join that one with itself. The features keep
+    their names, `n_node` (B, 2) counts the real nodes and the padding, "edge_index" is (B, 2, E).
+
+    Raises:
+        DataError: there is no graph.
+    """
+    if not graphs:
+        raise DataError("there is no graph to stack")
+    nodes = max(int(g.n_node.sum()) for g in graphs) + 1
+    edges = max(len(g.senders) for g in graphs)
+    index = np.full((len(graphs), 2, edges), nodes - 1, np.int32)
+    for row, g in zip(index, graphs, strict=True):
+        row[0, : len(g.senders)], row[1, : len(g.receivers)] = g.senders, g.receivers
+    real = np.array([int(g.n_node.sum()) for g in graphs], np.int32)
+    batch = {"edge_index": index, "n_node": np.stack([real, nodes - real], 1)}
+    for part, size in (("nodes", nodes), ("edges", edges)):
+        for name in getattr(graphs[0], part):
+            values = [np.asarray(getattr(g, part)[name]) for g in graphs]
+            whole = np.zeros((len(graphs), size, *values[0].shape[1:]), values[0].dtype)
+            for row, value in zip(whole, values, strict=True):
+                row[: len(value)] = value
+            batch[name] = whole
+    return batch
+
+
+def flatten(batch: Mapping[str, Any]) -> dict[str, Array]:
+    """A stacked batch as one graph of B N nodes, as models take it; of its 2 B graphs the even ones are real."""
+    count, nodes = batch["x"].shape[:2]
+    offset = nodes * jnp.arange(count, dtype=batch["edge_index"].dtype)
+    index = (batch["edge_index"] + offset[:, None, None]).swapaxes(0, 1).reshape(2, -1)
+    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items() if k not in ("edge_index", "label")}
+    return {**flat, "edge_index": index}
+
+
+def check_width(arguments: Mapping[str, Any], **widths: int) -> None:
+    """The model's arguments must be the data's widths, as far as the model has them.
+
+    Raises:
+        DataError: one is not.
+    """
+    for name, width in widths.items():
+        if arguments.get(name, width) != width:
+            raise DataError(f"the data needs model.{name}={width}, not {arguments[name]}")

@@ -1,0 +1,1 @@
+"""Whole training runs between PyTorch and JAX: weights, optimizer state and the step they belong to."""

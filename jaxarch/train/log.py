@@ -1,0 +1,142 @@
+"""What a run writes down: metrics.jsonl, monitor.jsonl, TensorBoard events and a progress bar."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxarch.errors import DivergenceError
+
+METRICS, MONITOR = "metrics.jsonl", "monitor.jsonl"
+
+
+class MetricsLog:
+    """A context in which `log(step, metrics)` writes one line a step, a step late.
+
+    Reading metrics in the step that made them would wait for the device; `flush` waits and writes them.
+
+    Args:
+        out: the folder of the run.
+        learning_rate: step -> the learning rate, which is written beside the metrics.
+        start: the step that is resumed from; later lines of an older log are dropped.
+        bar: what is told of every line, see `progress_bar`.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        learning_rate: Callable[[int], Any],
+        start: int,
+        bar: contextlib.AbstractContextManager[Callable[[Mapping[str, Any]], None]],
+    ):
+        self.out, self.learning_rate = out, learning_rate
+        out.mkdir(parents=True, exist_ok=True)
+        self.history = read_history(out / METRICS, start)
+        self._bar = bar
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "MetricsLog":
+        from tensorboardX import SummaryWriter
+
+        self._file = self._stack.enter_context(open(self.out / METRICS, "a"))
+        self._board = self._stack.enter_context(SummaryWriter(str(self.out / "tensorboard")))
+        self._advance = self._stack.enter_context(self._bar)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take the metrics of a step and write those of the step before.
+
+        Raises:
+            DivergenceError: the loss of the step before is not finite.
+        """
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Write the metrics of the newest step.
+
+        Raises:
+            DivergenceError: its loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        row = {"step": step, **{k: float(v) for k, v in metrics.items() if not k.startswith("monitor")}}
+        row["lr"] = float(self.learning_rate(step - 1))
+        if not math.isfinite(row["loss"]):
+            raise DivergenceError(
+                f"the loss of step {step} is {row['loss']}: lower train.lr or train.max_grad_norm;"
+                f" checkpoints in {self.out} are from before"
+            )
+        self.history.append(row)
+        self.write(row)
+        for key in metrics.keys() - row.keys():
+            measures = jax.tree.map(lambda x: np.asarray(x).tolist(), metrics[key])
+            with open(self.out / MONITOR, "a") as file:
+                file.write(json.dumps({"step": step, "update": key, **measures}) + "\n")
+        self._advance(row)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write one line of numbers that has a "step"."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for key, value in row.items():
+            if key != "step":
+                self._board.add_scalar(key, value, row["step"])
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, *, total: int, start: int, items: int, unit: str, show: bool):
+    """A progress bar with loss, items per second and time left; yields what to call with each row of metrics.
+
+    Args:
+        total: the last step.
+        start: the step that is resumed from.
+        items: how many items of `unit` one step takes.
+    """
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[speed]:,.0f} {task.fields[unit]}/s"),
+        TimeRemainingColumn(),
+    )
+    begun = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
+        bar = progress.add_task("", total=total, completed=start, loss=math.nan, speed=0.0, unit=unit)
+
+        def advance(row: Mapping[str, Any]) -> None:
+            speed = (row["step"] - start) * items / max(time.monotonic() - begun, 1e-9)
+            progress.update(bar, completed=row["step"], loss=row["loss"], speed=speed)
+
+        yield advance
+
+
+def read_history(path: Path, start: int) -> list[dict[str, Any]]:
+    """The training rows of a log up to a step; the file is cut there, since later steps will come again."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    rows = [r for r in rows if r["step"] <= start]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    os.replace(temporary, path)
+    return [r for r in rows if "loss" in r]
