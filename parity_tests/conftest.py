@@ -29,10 +29,10 @@ _hook.__enter__()
 
 
 def pytest_configure(config):
-    from jaxarch.parity import sides
+    from jaxarch.parity import jax_side
 
     # The least that fuses as training does: from here on the gradients are lost that `test_maxima.py` shows.
-    sides.OPTIMIZED = {"xla_backend_optimization_level": 1}
+    jax_side.COMPILER_OPTIONS = {"xla_backend_optimization_level": 1}
 
 
 @pytest.fixture

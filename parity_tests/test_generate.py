@@ -15,7 +15,7 @@ from jaxarch import catalog, state
 from jaxarch.convert import load_state_dict
 from jaxarch.errors import DataError
 from jaxarch.generate import _sample, _search, choose, generate, penalize
-from jaxarch.parity.pair import unweighted
+from jaxarch.parity.catalog_cases import unweighted
 from torchref.generate import choose as torch_choose
 from torchref.generate import generate as torch_generate
 

@@ -14,7 +14,7 @@ from jaxarch import diffusion, gan, nn, state
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.optim.optimizer import _promoting
-from jaxarch.parity import Pair, check
+from jaxarch.parity import catalog_pair, check
 from jaxarch.train import step
 from jaxarch.train.tasks import gan as gan_task
 from torchref import diffusion as reference
@@ -80,7 +80,7 @@ def test_forward_process(prediction):
 
 @functools.cache
 def unets():
-    pair = Pair.from_catalog("diffusion_unet", "tiny")
+    pair = catalog_pair("diffusion_unet", "tiny")
     pair.reset(train=False)
     return pair
 
@@ -141,7 +141,7 @@ def test_dropped_labels():
 @functools.cache
 def adversaries():
     """Generator and critic of 3-channel 5x5 images; the critic's score is a logit."""
-    generator, critic = Pair.from_catalog("generator", "tiny"), Pair.from_catalog("discriminator", "tiny")
+    generator, critic = catalog_pair("generator", "tiny"), catalog_pair("discriminator", "tiny")
     critic.torch.net[-1].function = torch.nn.functional.tanh
     critic.model.net[len(critic.model.net) - 1].function = jnp.tanh
     return generator, critic
@@ -373,7 +373,7 @@ def test_dead_codes_become_vectors_of_the_batch():
 
 
 def test_truncation_pulls_towards_the_mean():
-    pair = Pair.from_catalog("stylegan", "tiny")
+    pair = catalog_pair("stylegan", "tiny")
     pair.torch.mapping.w_avg += torch.arange(6)
     pair.model.mapping.w_avg[...] = jnp.arange(6.0)
     pair.torch.eval()

@@ -16,8 +16,8 @@ from jaxarch.convert import layout, load_state_dict
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn import graph as graph_layers
+from jaxarch.parity.catalog_cases import draw_inputs, randomize
 from jaxarch.parity.compare import BOUND, relative
-from jaxarch.parity.pair import draw_inputs, randomize
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its import uses what torch deprecates

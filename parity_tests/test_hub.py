@@ -24,7 +24,7 @@ from jaxarch.convert import load_state_dict
 from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.hub import read_hub, write_hub
 from jaxarch.errors import ConversionError, DataError, UsageError
-from jaxarch.parity.pair import unweighted
+from jaxarch.parity.catalog_cases import unweighted
 from jaxarch.train import checkpoint
 
 BOUND = 1e-10

@@ -11,7 +11,7 @@ from torch import nn as tnn
 from jaxarch import catalog, nn
 from jaxarch.convert import layout
 from jaxarch.errors import DataError, UsageError
-from jaxarch.parity import Pair, check
+from jaxarch.parity import catalog_pair, check
 from torchref import nn as rnn
 
 RNGS = nnx.Rngs(0)
@@ -321,7 +321,7 @@ def test_advanced_cnn_has_guide_ds_names():
     "name", ["mlp", "resnet", "lstm_with_attention", "advanced_transformer", "gat", "generator", "bert"]
 )
 def test_jit_is_eager(name):
-    pair = Pair.from_catalog(name, catalog.page(name).cases[0])
+    pair = catalog_pair(name, catalog.page(name).cases[0])
     pair.reset(train=False)
     inputs = pair.jax_inputs()
     eager = pair.model(**inputs)

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxarch import nn
 from jaxarch.losses import mined_triplet_loss
-from jaxarch.parity.sides import OPTIMIZED
+from jaxarch.parity.jax_side import COMPILER_OPTIONS
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(3, 8, 12)))
@@ -42,7 +42,7 @@ def scalar(reduce, h):
 def lost(reduce):
     """How wrong the gradient is with the operand fused; right is that with the operand stored."""
     both = jax.grad(lambda weights: scalar(reduce, operand(weights)))
-    fused = jax.jit(both, compiler_options=OPTIMIZED)(WEIGHTS)
+    fused = jax.jit(both, compiler_options=COMPILER_OPTIONS)(WEIGHTS)
     stored, back = jax.vjp(jax.jit(operand), WEIGHTS)
     right = back(jax.jit(jax.grad(functools.partial(scalar, reduce)))(stored))[0]
     a, b = (np.concatenate([np.ravel(x) for x in g]) for g in (fused, right))

@@ -19,7 +19,7 @@ from jaxarch.nn import conv, linear, pool, position, rnn
 from jaxarch.nn import norm as norm_module
 from jaxarch.optim import clip_by_global_norm
 from jaxarch.optim.optimizer import _promoting
-from jaxarch.parity import Pair, check, check_pair, sides
+from jaxarch.parity import catalog_pair, check, check_pair, jax_side
 from torchref import nn as reference
 
 attention_module = importlib.import_module("jaxarch.nn.attention")  # the name is the function's
@@ -81,7 +81,7 @@ def pair_of(
 
 
 def case_of(name, variant, modes=("eval",)):
-    return lambda: check_pair(Pair.from_catalog(name, variant), name, variant, modes)
+    return lambda: check_pair(catalog_pair(name, variant), name, variant, modes)
 
 
 IMAGE = {"inputs": {"x": drawn(3, 4, 7, 6)}, "kinds": {"x": "image"}, "outputs": "image"}
@@ -214,7 +214,7 @@ def adam_with(**changed):
 
         return make
 
-    return wrapped(sides, "create_optimizer", change)
+    return wrapped(jax_side, "create_optimizer", change)
 
 
 def scaled_scores(original):
@@ -319,14 +319,14 @@ MUTANTS = {
     ),
     "everything decays": (
         "mlp",
-        wrapped(sides, "create_optimizer", lambda f: lambda *a, **k: _decay_all(f, *a, **k)),
+        wrapped(jax_side, "create_optimizer", lambda f: lambda *a, **k: _decay_all(f, *a, **k)),
     ),
     "no decay": ("mlp", adam_with(weight_decay=0.0)),
     "no clipping": ("mlp", adam_with(max_grad_norm=0.0)),
     "Adam's eps inside the root": ("mlp", adam_with(eps_root=True)),
     "no warm-up": (
         "mlp",
-        wrapped(sides, "create_schedule", lambda f: lambda *a: f(a[0], a[1], 0, a[3])),
+        wrapped(jax_side, "create_schedule", lambda f: lambda *a: f(a[0], a[1], 0, a[3])),
     ),
 }
 

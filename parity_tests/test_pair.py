@@ -10,7 +10,7 @@ from torch import nn as tnn
 
 from jaxarch import nn
 from jaxarch.errors import ConversionError, UsageError
-from jaxarch.parity import Pair, check, check_pair
+from jaxarch.parity import catalog_pair, check, check_pair
 
 
 class Theirs(tnn.Module):
@@ -197,7 +197,7 @@ def test_structural_zeros_are_found_by_their_size():
 
 def test_a_module_that_scans_is_named(monkeypatch):
     """What goes wrong inside the scan of a cell is seen at the cell, and what is inside stays unseen."""
-    pair = Pair.from_catalog("conv_lstm", "tiny")
+    pair = catalog_pair("conv_lstm", "tiny")
     assert check_pair(pair, "conv_lstm", "tiny", ("eval",)).ok
     step = jax.nn.sigmoid
     monkeypatch.setattr(jax.nn, "sigmoid", lambda x: step(x) * 1.001)

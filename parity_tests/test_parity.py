@@ -7,7 +7,7 @@ from jaxarch import catalog, parity
 
 
 def test_pair(case):
-    pair = parity.Pair.from_catalog(case.name, case.variant)
+    pair = parity.catalog_pair(case.name, case.variant)
     assert sum(p.numel() for p in pair.torch.parameters()) < 100_000
     result = parity.check_pair(pair, case.name, case.variant)
     assert result.ok, result.detail

@@ -18,7 +18,7 @@ from jaxarch import catalog, state
 from jaxarch.convert import layout, load_state_dict
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import ConversionError, UsageError
-from jaxarch.parity.pair import unweighted
+from jaxarch.parity.catalog_cases import unweighted
 
 BOUND = 1e-10
 CASES = [

@@ -16,9 +16,12 @@ from jaxarch import catalog, nn
 from jaxarch.convert import layout
 from jaxarch.errors import DataError, UsageError
 from jaxarch.models import hierarchical_attention_network as han
-from jaxarch.parity import Pair, sides
+from jaxarch.parity import Pair, catalog_pair
 from jaxarch.parity.compare import compare, relative
-from jaxarch.parity.pair import to_torch
+from jaxarch.parity.jax_side import JaxSide
+from jaxarch.parity.masks import draw_masks, jax_masks
+from jaxarch.parity.pair import channels_first
+from jaxarch.parity.torch_side import TorchSide
 from jaxarch.state import flat
 from torchref import nn as rnn
 
@@ -29,7 +32,7 @@ RNG = np.random.default_rng(0)
 @functools.cache
 def pair(name, variant="tiny"):
     """Both models in eval mode, with the same weights."""
-    found = Pair.from_catalog(name, variant)
+    found = catalog_pair(name, variant)
     found.reset(False)
     return found
 
@@ -51,7 +54,7 @@ def error(found):
     with torch.no_grad():
         theirs = jax.tree.leaves(jax.tree.map(lambda x: x.numpy(), found.torch(**found.torch_inputs())))
     ours = jax.tree.leaves(run(found.model)(**found.jax_inputs()))
-    return max(relative(a, to_torch(b, found.outputs)) for a, b in zip(theirs, ours, strict=True))
+    return max(relative(a, channels_first(b, found.outputs)) for a, b in zip(theirs, ours, strict=True))
 
 
 def close(ours, theirs, bound=1e-13):
@@ -134,10 +137,11 @@ def test_blocks():
     inputs = {"x": RNG.normal(size=(3, 4, 7))}
     found = Pair(Theirs(), Ours(), inputs, kinds={"x": "signal"}, outputs="signal")
     found.reset(True)
-    masks = sides.draw_masks(found)
-    cotangents = sides.draw_like_outputs(found, masks, 1)
-    a = sides.torch_pass(found, masks, cotangents)
-    b = sides.JaxSide(found, sides.jax_masks(found, masks)).passed(cotangents)
+    masks = draw_masks(found)
+    torch_side = TorchSide(found, masks)
+    cotangents = torch_side.draw_like_outputs(1)
+    a = torch_side.vjp(cotangents)
+    b = JaxSide(found, jax_masks(found, masks)).vjp(cotangents)
     largest = max(np.linalg.norm(v) for v in a.parameters.values())
     zeros = {k for k, v in a.parameters.items() if np.linalg.norm(v) < 1e-12 * largest}
     # A bias before a batch norm has no gradient.

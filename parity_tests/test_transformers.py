@@ -22,7 +22,7 @@ from jaxarch.generate import translate
 from jaxarch.models import advanced_transformer as advanced
 from jaxarch.nn import efficient_attention as efficient
 from jaxarch.nn.efficient_attention import favor_attention
-from jaxarch.parity.pair import unweighted
+from jaxarch.parity.catalog_cases import unweighted
 from torchref.generate import translate as torch_translate
 
 BOUND = 1e-10

@@ -24,7 +24,7 @@ from jaxarch.convert import load_state_dict
 from jaxarch.errors import JaxarchError, UsageError, require_torch
 from jaxarch.optim import create_optimizer
 from jaxarch.parity import draw_inputs
-from jaxarch.parity.pair import to_jax
+from jaxarch.parity.pair import channels_last
 
 OURS = "jaxarch"
 IMAGES = 8
@@ -134,7 +134,7 @@ def model_contest(label: str, name: str, variant: str, compiled: bool) -> Contes
     load_state_dict(ours, theirs.state_dict())
     ours.train()
     _still(ours)
-    moved = {k: jnp.asarray(to_jax(v, entry.inputs[k].kind)) for k, v in inputs.items()}
+    moved = {k: jnp.asarray(channels_last(v, entry.inputs[k].kind)) for k, v in inputs.items()}
     runs[OURS] = jax_step(ours, moved)
     weights = theirs.state_dict()
     for way in ways:

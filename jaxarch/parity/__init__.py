@@ -1,15 +1,7 @@
 """Proof that a torch and an nnx module are the same model; for the catalog and for any pair of yours."""
 
+from jaxarch.parity.catalog_cases import Case, cases, catalog_pair, draw_inputs, run_cases
+from jaxarch.parity.checks import CaseResult, check, check_pair
 from jaxarch.parity.compare import BOUND
-from jaxarch.parity.pair import Pair, draw_inputs
-from jaxarch.parity.report import (
-    Case,
-    CaseResult,
-    cases,
-    check,
-    check_pair,
-    run_cases,
-    to_json,
-    write_html,
-    write_json,
-)
+from jaxarch.parity.pair import Pair
+from jaxarch.parity.report import to_json, write_html, write_json
