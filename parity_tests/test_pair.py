@@ -10,7 +10,7 @@ from torch import nn as tnn
 
 from jaxarch import nn
 from jaxarch.errors import ConversionError, UsageError
-from jaxarch.parity import catalog_pair, check, check_pair
+from jaxarch.parity import catalog_pair, check, check_pair, run_cases
 
 
 class Theirs(tnn.Module):
@@ -138,12 +138,53 @@ def test_refusals():
         check(Theirs(), Ours(), INPUTS, kinds={"x": "imgae"})
     with pytest.raises(UsageError, match="is abstract"):
         check(Theirs(), nnx.eval_shape(Ours), INPUTS, kinds=KINDS)
+    with pytest.raises(UsageError, match="did you mean 'train'"):
+        check(Theirs(), Ours(), INPUTS, kinds=KINDS, modes=("eval", "trian"))
     jax.config.update("jax_enable_x64", False)
     try:
         with pytest.raises(UsageError, match="jax_enable_x64"):
             check(Theirs(), Ours(), INPUTS, kinds=KINDS)
     finally:
         jax.config.update("jax_enable_x64", True)
+
+
+class Returns(tnn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x):
+        return self.output(x)
+
+
+class ReturnsOurs(nnx.Module):
+    def __init__(self, output):
+        self.output = output
+
+    def __call__(self, x):
+        return self.output(x)
+
+
+def test_what_compares_nothing_is_refused():
+    with pytest.raises(UsageError, match="no mode to compare in: give modes of eval, train"):
+        check(Theirs(), Ours(), INPUTS, kinds=KINDS, modes=())
+    for output in (lambda x: None, lambda x: x > 0):
+        with pytest.raises(UsageError, match="Returns returns no floating array"):
+            check(Returns(output), ReturnsOurs(output), {"x": np.ones((2, 3))})
+    with pytest.raises(UsageError, match="neither parameters nor floating inputs"):
+        check(Returns(lambda x: x / 2.0), ReturnsOurs(lambda x: x / 2.0), {"x": np.array([1, 2])})
+    with pytest.raises(UsageError, match="no parity case"):
+        run_cases([])
+
+
+def test_an_output_of_one_framework_is_red():
+    twice = ReturnsOurs(lambda x: (x, x))
+    result = check(Returns(lambda x: (x,)), twice, {"x": np.ones((2, 3))})
+    assert not result.ok
+    assert "1 inf (missing in torch)" in result.detail
+    result = check(Returns(lambda x: (x, x)), ReturnsOurs(lambda x: {"0": x}), {"x": np.ones((2, 3))})
+    assert not result.ok
+    assert "1 inf (missing in jax)" in result.detail
 
 
 class Tied(tnn.Module):

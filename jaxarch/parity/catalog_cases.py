@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jaxarch import catalog, state
 from jaxarch.convert import layout
-from jaxarch.errors import DataError, JaxarchError, require_torch
+from jaxarch.errors import DataError, JaxarchError, UsageError, require_torch
 from jaxarch.parity.checks import CaseResult, check_pair
 from jaxarch.parity.pair import Pair
 from jaxarch.parity.report import print_result, print_summary
@@ -50,9 +50,11 @@ def run_cases(selected: Sequence[Case], *, console: Console | None = None) -> li
     """Run cases one after another with a line for each; an error in one is that case's failure.
 
     Raises:
-        UsageError: no torch.
+        UsageError: there are no cases, or no torch.
     """
     require_torch("parity")
+    if not selected:
+        raise UsageError("no parity case to run: name an architecture with a tiny variant")
     results = []
     for number, case in enumerate(selected, 1):
         result = _run_case(case)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxarch.arrays import as_tensor
 from jaxarch.convert import load_state_dict, to_state_dict
+from jaxarch.errors import UsageError, unknown
 from jaxarch.parity.compare import Arrays, Errors, compare, largest, structural_zeros
 from jaxarch.parity.divergence import first_divergence
 from jaxarch.parity.jax_side import JaxSide, Optimizer
@@ -27,7 +28,7 @@ MODES = ("eval", "train")
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What a comparison found. `weights` and `roundtrip` count tensors that differ in any bit; `outputs`,
+    """The result of a comparison. `weights` and `roundtrip` count tensors that differ in any bit; `outputs`,
     `gradients` and `training` are the largest relative errors, each the smallest bound that would pass."""
 
     name: str
@@ -71,9 +72,15 @@ def check_pair(pair: Pair, name: str, variant: str, modes: Sequence[str] = MODES
     """Every comparison of one pair.
 
     Raises:
-        UsageError: a dropout whose masks cannot be injected.
+        UsageError: an unknown mode or none, nothing that a gradient could be compared of, or a dropout whose masks
+            cannot be injected.
         ConversionError: an output's shape differs.
     """
+    if not modes:
+        raise UsageError(f"no mode to compare in: give modes of {', '.join(MODES)}")
+    for mode in modes:
+        if mode not in MODES:
+            raise unknown("mode", mode, MODES)
     start = time.monotonic()
     weights, roundtrip = _differing_weights(pair), _differing_after_roundtrip(pair)
     comparison, optimizer = _Comparison(), Optimizer()
@@ -99,7 +106,7 @@ def check_pair(pair: Pair, name: str, variant: str, modes: Sequence[str] = MODES
 
 @dataclass
 class _Comparison:
-    """What was found in the modes so far."""
+    """The errors in the modes so far, and the first module that diverged in one."""
 
     outputs: Errors = field(default_factory=Errors)
     gradients: Errors = field(default_factory=Errors)
@@ -139,6 +146,7 @@ def _compare_in_mode(comparison: _Comparison, pair: Pair, mode: str, optimizer: 
     masks = draw_masks(pair) if pair.training else {}
     torch_side, jax_side = TorchSide(pair, masks), JaxSide(pair, jax_masks(pair, masks), optimizer)
     cotangents = torch_side.draw_like_outputs(1)
+    _require_gradients(pair, cotangents)
     expected, actual = torch_side.vjp(cotangents), jax_side.vjp(cotangents)
     zeros = structural_zeros(expected.parameters, actual.parameters)
     comparison.add_pass(mode, expected, actual, zeros)
@@ -148,6 +156,18 @@ def _compare_in_mode(comparison: _Comparison, pair: Pair, mode: str, optimizer: 
     if not comparison.divergence and (comparison.outputs.failed() or comparison.gradients.failed()):
         comparison.divergence = first_divergence(
             pair.torch, torch_side.record(cotangents), jax_side.record(cotangents)
+        )
+
+
+def _require_gradients(pair: Pair, cotangents: Arrays) -> None:
+    """Refuse a pair of which no gradient can be compared."""
+    name = type(pair.torch).__name__
+    if not cotangents:
+        raise UsageError(f"{name} returns no floating array: there is no gradient to compare")
+    floats = any(np.issubdtype(v.dtype, np.floating) for v in pair.inputs.values())
+    if not floats and not any(True for _ in pair.torch.parameters()):
+        raise UsageError(
+            f"{name} has neither parameters nor floating inputs: there is no gradient to compare"
         )
 
 

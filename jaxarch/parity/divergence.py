@@ -17,8 +17,8 @@ def first_divergence(module: "torch.nn.Module", expected: Recorded, actual: Reco
 
     Modules are compared by path where both frameworks have one whose output is an array, or a tuple that starts
     with one, in the order in which torch's calls end. A module that is called more than once is compared on its
-    first call. Modules inside a checkpointed (rematerialised) block or a scanned step cannot be seen; the block
-    or the module that scans can.
+    first call. Modules inside a checkpointed (rematerialised) block or a scanned step are not recorded; the block
+    or the module that scans is.
 
     Args:
         module: torch's, for the classes of its parts.

@@ -111,9 +111,9 @@ class JaxSide(Side):
             return {k: v for k, v in outputs.items() if k in cotangents}, recorded
 
         arguments = self.params, self.rest, {**self.floats, **self.others}, self.masks
-        _, shapes = jax.eval_shape(forward, *arguments, {})
+        outputs, shapes = jax.eval_shape(forward, *arguments, {})
         zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items() if is_float(v)}
-        seeds = self._channels_last(cotangents)
+        seeds = {k: v for k, v in self._channels_last(cotangents).items() if k in outputs}
 
         @jax.jit
         def run(

@@ -78,7 +78,7 @@ def draw_masks(pair: Pair) -> Masks:
 
 
 def jax_masks(pair: Pair, masks: Masks) -> Masks:
-    """Torch's masks in the shapes that our dropouts ask for; channel masks have their channel axis moved."""
+    """Torch's masks in the shapes that JAX's dropouts ask for; channel masks have their channel axis moved."""
     if not masks:
         return {}
     needed: dict[str, list[tuple[int, ...]]] = {}
