@@ -166,7 +166,7 @@ def test_starting_weights_must_fit(pretrained, tmp_path):
         UsageError, match=r"num_attention_heads 4, the model 2: set model\.num_attention_heads=4"
     ):
         weights(own, num_attention_heads=2)
-    with pytest.raises(UsageError, match="model of the hub"):
+    with pytest.raises(UsageError, match="Hugging Face model"):
         weights(own, "mlp")
     with pytest.raises(ConversionError, match="no such folder"):
         weights("package:jaxarch/nowhere")

@@ -385,7 +385,7 @@ def test_folders_that_are_wrong_are_refused(tmp_path):
     broken("config.json", lambda c: c.update(vocab_size=11), r"word_embeddings.weight has shape \(\d+, \d+\)")
     broken("config.json", lambda c: c.update(num_hidden_layers=5), "missing: encoder.layer")
     broken("config.json", dict, "is a gpt2 model", model="gpt2")
-    broken("config.json", dict, "unknown model of the hub 'mlp'", UsageError, model="mlp")
+    broken("config.json", dict, "unknown Hugging Face model 'mlp'", UsageError, model="mlp")
     broken("config.json", dict, "leave out --variant", UsageError, variant="tiny")
     with pytest.raises(ConversionError, match="no such folder"):
         convert(f"hf:{tmp_path / 'absent'}", str(tmp_path / "out"))

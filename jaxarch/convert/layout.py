@@ -1,6 +1,6 @@
-"""Which torch key is which leaf, and how its axes are permuted: derived from a model, never written down."""
+"""Which torch key is which leaf of a model, and how its axes are permuted: derived, never written down."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -8,12 +8,12 @@ from flax import nnx
 from jaxarch.nn.module import Module, Perm
 from jaxarch.state import join
 
-# What Flax's own layers, in users' models, call torch's leaves.
+# Names of leaves in Flax's own layers, which users' models have, and torch's.
 _FLAX_NAMES = {"scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 class Row(NamedTuple):
-    """One leaf: torch's key, our path, and the permutation that turns torch's array into ours."""
+    """One leaf: torch's key, the path in the nnx module, and the permutation from torch's axes to JAX's."""
 
     torch: str
     path: str
@@ -22,7 +22,7 @@ class Row(NamedTuple):
 
 
 def layout(model: nnx.Module) -> list[Row]:
-    """The rows of a model, one for each leaf that a torch state_dict holds; random streams are left out."""
+    """The rows of a model, one for each leaf that a torch state_dict holds; random streams are omitted."""
     owners = dict(nnx.iter_modules(model))
     rows = []
     for path, variable in nnx.to_flat_state(nnx.state(model)):
@@ -33,7 +33,7 @@ def layout(model: nnx.Module) -> list[Row]:
     return rows
 
 
-def _leaf(owner, leaf: str, ndim: int) -> tuple[str, Perm]:
+def _leaf(owner: Any, leaf: str, ndim: int) -> tuple[str, Perm]:
     """torch's name of a leaf and its permutation, chosen by the type of the layer that owns it."""
     match owner:
         case Module():
@@ -49,11 +49,11 @@ def _leaf(owner, leaf: str, ndim: int) -> tuple[str, Perm]:
     return leaf, None
 
 
-def to_ours(value: np.ndarray, perm: Perm) -> np.ndarray:
-    """An array of torch's layout in ours."""
+def to_jax_layout(value: np.ndarray, perm: Perm) -> np.ndarray:
+    """An array of torch's layout in JAX's."""
     return value if perm is None else value.transpose(perm)
 
 
-def to_theirs(value: np.ndarray, perm: Perm) -> np.ndarray:
-    """A copy, contiguous and writable as torch wants its memory, of an array of ours in torch's layout."""
+def to_torch_layout(value: np.ndarray, perm: Perm) -> np.ndarray:
+    """A copy of an array of JAX's layout in torch's, contiguous and writable as torch needs its memory."""
     return np.array(value if perm is None else value.transpose(np.argsort(perm)), order="C")
