@@ -13,7 +13,8 @@ from flax import nnx
 import jaxarch.nn as nn
 import torchref.nn as tnn
 from jaxarch import state
-from jaxarch.convert import layout, load_state_dict
+from jaxarch.convert import load_state_dict
+from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.attention import block_attention, exact_attention, expand_mask, fused_attention, pattern

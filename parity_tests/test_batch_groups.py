@@ -11,6 +11,7 @@ from flax import nnx
 from torch import nn as tnn
 
 from jaxarch import convert, nn, state
+from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.parallel import batch_sharding, make_mesh, parse_mesh
@@ -69,7 +70,7 @@ def test_statistics_over_eight_devices(groups):
         gradients, (after, y) = jax.grad(loss, has_aux=True)(params)
         return gradients, after, y
 
-    rows = convert.layout(model)
+    rows = layout(model)
     for i in range(STEPS):
         x = np.random.default_rng(i).normal(size=(2 * DEVICES, 2, 5, 4))
         x *= np.arange(1, 17)[:, None, None, None]  # so that the parts differ

@@ -12,7 +12,8 @@ from flax import nnx
 
 import torchref.nn as tnn
 from jaxarch import catalog, graphs, nn, state
-from jaxarch.convert import layout, load_state_dict
+from jaxarch.convert import load_state_dict
+from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn import graph as graph_layers

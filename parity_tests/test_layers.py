@@ -9,7 +9,7 @@ from flax import nnx
 from torch import nn as tnn
 
 from jaxarch import catalog, nn
-from jaxarch.convert import layout
+from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, UsageError
 from jaxarch.parity import catalog_pair, check
 from torchref import nn as rnn

@@ -137,7 +137,7 @@ def test_same_parameter_names(case):
     from flax import nnx
 
     from jaxarch import catalog
-    from jaxarch.convert import layout
+    from jaxarch.convert.layout import layout
 
     theirs = catalog.create_model(case.name, case.variant, package="torchref")
     ours = nnx.eval_shape(lambda: catalog.create_model(case.name, case.variant))

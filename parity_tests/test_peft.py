@@ -15,7 +15,8 @@ from flax import nnx
 import jaxarch.peft as ours_peft
 import torchref.peft as theirs_peft
 from jaxarch import catalog, state
-from jaxarch.convert import layout, load_state_dict
+from jaxarch.convert import load_state_dict
+from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import ConversionError, UsageError
 from jaxarch.parity.catalog_cases import unweighted

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxarch import catalog, nn
-from jaxarch.convert import layout
+from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, UsageError
 from jaxarch.models import hierarchical_attention_network as han
 from jaxarch.parity import Pair, catalog_pair

@@ -13,7 +13,8 @@ import torch
 
 from jaxarch import catalog, data, optim, state
 from jaxarch.arrays import as_numpy, as_tensor
-from jaxarch.convert import layout, load_state_dict, to_state_dict
+from jaxarch.convert import load_state_dict, to_state_dict
+from jaxarch.convert.layout import layout
 from jaxarch.errors import CheckpointError, ConversionError, DivergenceError, UsageError
 from jaxarch.handover.optimizer import from_torch_optimizer, to_torch_optimizer
 from jaxarch.losses import cross_entropy

@@ -16,7 +16,8 @@ import jaxarch.nn as nn
 import torchref.nn as tnn
 from jaxarch import catalog, state
 from jaxarch.bench import attention as bench
-from jaxarch.convert import layout, load_state_dict
+from jaxarch.convert import load_state_dict
+from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, UsageError
 from jaxarch.generate import translate
 from jaxarch.models import advanced_transformer as advanced

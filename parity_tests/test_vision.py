@@ -14,7 +14,7 @@ from torch import nn as tnn
 
 from jaxarch import catalog, nn, state
 from jaxarch.commands import show
-from jaxarch.convert import layout
+from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, UsageError
 from jaxarch.parity import check
 from torchref import nn as rnn

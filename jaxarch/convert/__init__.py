@@ -1,6 +1,3 @@
 """Weights between torch, jaxarch and files: strict, both ways, without name tables."""
 
-from jaxarch.convert.layout import Row, layout
 from jaxarch.convert.state_dict import load_state_dict, to_state_dict
-
-__all__ = ["Row", "layout", "load_state_dict", "to_state_dict"]

@@ -13,7 +13,7 @@ from flax import nnx
 from rich.console import Console
 
 from jaxarch import catalog, state
-from jaxarch.convert import layout
+from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, JaxarchError, UsageError, require_torch
 from jaxarch.parity.checks import CaseResult, check_pair
 from jaxarch.parity.pair import Pair

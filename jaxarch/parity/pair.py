@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxarch import nn, state
 from jaxarch.arrays import as_numpy
-from jaxarch.convert import layout
+from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import from_torch
 from jaxarch.errors import UsageError, require_torch, unknown
 from jaxarch.spec import KINDS
