@@ -169,6 +169,8 @@ def test_wheel_holds_the_pages(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
+    for file in ("jaxarch/py.typed", "torchref/py.typed", "jaxarch-*.dist-info/licenses/LICENSE"):
+        assert list((tmp_path / "site").glob(file)), file
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import jaxarch; assert jaxarch.__file__.startswith(sys.path[0]), jaxarch.__file__\n"
