@@ -1,5 +1,9 @@
 """Watching, checking and customising gradients; curvature."""
 
+from jaxarch.versions import check_versions
+
+check_versions()
+
 from jaxarch.autodiff.anomaly import (
     Anomaly,
     AnomalyError,

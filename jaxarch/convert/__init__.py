@@ -1,3 +1,7 @@
 """Weights between torch, jaxarch and files: strict, both ways, without name tables."""
 
+from jaxarch.versions import check_versions
+
+check_versions()
+
 from jaxarch.convert.state_dict import load_state_dict, to_state_dict

@@ -1,1 +1,5 @@
 """One architecture, one file."""
+
+from jaxarch.versions import check_versions
+
+check_versions()

@@ -4,6 +4,10 @@ The only room that knows how the frameworks differ. Images are (B, H, W, C) and 
 (B, C, H, W) and (B, C, T) in torch.
 """
 
+from jaxarch.versions import check_versions
+
+check_versions()
+
 from jaxarch.nn.activation import ACTIVATIONS, Activation, Function, activation
 from jaxarch.nn.attention import (
     AdvancedMultiHeadAttention,

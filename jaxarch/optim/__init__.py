@@ -1,5 +1,9 @@
 """Optimizers, schedules and loss scaling that take torch.optim's steps, under torch's names and defaults."""
 
+from jaxarch.versions import check_versions
+
+check_versions()
+
 from jaxarch.optim.optimizer import (
     OPTIMIZERS,
     clip_by_global_norm,

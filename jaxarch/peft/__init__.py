@@ -1,5 +1,9 @@
 """Adapters that are put on a model from outside: LoRA and P-tuning."""
 
+from jaxarch.versions import check_versions
+
+check_versions()
+
 from jaxarch.peft.lora import (
     Frozen,
     LoRALayer,
