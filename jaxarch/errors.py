@@ -1,12 +1,14 @@
 """Errors a user can cause. Each is one line that names the culprit and the remedy."""
 
 import difflib
+import importlib
 import itertools
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class JaxarchError(Exception):
-    """Something went wrong that the user can mend; the command line prints it and exits with `status`."""
+    """Something went wrong that the user can fix; the command line prints it and exits with `status`."""
 
     status = 1
 
@@ -51,10 +53,26 @@ def unknown(what: str, name: object, known: Iterable[object], more: Iterable[str
     return UsageError(f"unknown {what} {str(name)!r}: {hint}known: {', '.join(names) or 'none'}")
 
 
-def require_torch(purpose: str):
-    """Import and return torch, or raise a UsageError that says how to get it."""
+def require(package: str, extra: str, purpose: str) -> ModuleType:
+    """Import a package that comes with one of jaxarch's extras.
+
+    Args:
+        package: the module's name; of a submodule with its dots, as in "matplotlib.figure".
+        extra: the extra of pyproject.toml that installs it.
+        purpose: what needs it; the message begins with it.
+
+    Raises:
+        UsageError: the package is not installed; the message names the extra.
+    """
     try:
-        import torch
-    except ModuleNotFoundError:
-        raise UsageError(f"{purpose} needs torch: pip install 'jaxarch[torch]'") from None
-    return torch
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        name = package.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != name:
+            raise  # it is installed, and lacks something itself
+        raise UsageError(f"{purpose} needs {name}: pip install 'jaxarch[{extra}]'") from None
+
+
+def require_torch(purpose: str) -> ModuleType:
+    """Import and return torch, or raise a UsageError that says how to get it."""
+    return require("torch", "torch", purpose)
