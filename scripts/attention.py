@@ -12,19 +12,19 @@ from matplotlib.figure import Figure
 
 
 def main(file: str, out: str = "docs/attention.svg") -> None:
-    """The figure, and a row for each way: milliseconds by length, and the exponent that fits them best."""
+    """Draw the figure and print a row per attention: milliseconds by length, and the exponent that fits best."""
     timings = json.loads(Path(file).read_text())
     lengths = [int(t["name"].split()[-1]) for t in timings]
-    ways = {way: [t["seconds"][way] for t in timings] for way in timings[0]["seconds"]}
+    seconds = {name: [t["seconds"][name] for t in timings] for name in timings[0]["seconds"]}
     print("| attention |", " | ".join(f"{n:,}" for n in lengths), "| exponent |")
     print("|---|" + "---|" * (len(lengths) + 1))
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
-    for way, seconds in ways.items():
-        exponent = np.polyfit(np.log(lengths), np.log(seconds), 1)[0]
-        print(f"| {way} |", " | ".join(f"{1e3 * s:.1f}" for s in seconds), f"| {exponent:.2f} |")
-        style = "-" if way in ("full", "chunked") else "--"
-        axes.loglog(lengths, [1e3 * s for s in seconds], style, marker="o", markersize=3, label=way)
+    for name, times in seconds.items():
+        exponent = np.polyfit(np.log(lengths), np.log(times), 1)[0]
+        print(f"| {name} |", " | ".join(f"{1e3 * s:.1f}" for s in times), f"| {exponent:.2f} |")
+        style = "-" if name in ("full", "chunked") else "--"
+        axes.loglog(lengths, [1e3 * s for s in times], style, marker="o", markersize=3, label=name)
     axes.set(xlabel="positions", ylabel="ms, one forward pass", xticks=lengths)
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.minorticks_off()

@@ -1,12 +1,12 @@
-"""Judge the generative recipes by a digits classifier, and draw what they make.
+"""Evaluate the generative recipes with a digits classifier, and write sheets of their samples.
 
     for name in vae vq_vae generator conditional_generator diffusion_unet stylegan; do
         jaxarch train $name --out runs/$name
     done
     python scripts/generative_report.py --runs runs --out docs
 
-Writes OUT/generative.md and OUT/generative/*.png, and fails where a number is beyond its bound. Every sample comes
-from a fixed seed.
+Writes OUT/generative.md and OUT/generative/*.png, and fails where a number is beyond its bound. All
+sampling uses one fixed seed.
 """
 
 import argparse
@@ -65,7 +65,7 @@ for name in {names}; do jaxarch train $name --mesh data=1 --out runs/$name; done
 python scripts/generative_report.py --runs runs --out docs
 ```
 
-writes this page and its pictures, and fails where a number is beyond its bound. A sheet of one model's samples:
+writes this page and its images, and fails where a number is beyond its bound. A sheet of one model's samples:
 
 ```
 jaxarch sample runs/vae --n 60 --out vae.png
@@ -102,7 +102,7 @@ The loss of each step (of several updates their sum), smoothed.
 
 - Two time scales: `updates` gives the critic twice the learning rate (Heusel et al. 2017), and `critic_steps`
   updates of it come before each of the generator.
-- Penalties: WGAN-GP's between real and generated pictures (`penalty_at = "between"`), R1 at real ones (`"real"`), or
+- Penalties: WGAN-GP's between real and generated images (`penalty_at = "between"`), R1 at real ones (`"real"`), or
   the first WGAN's bound on the critic's weights (`weight_clip`).
 - `feature_matching` and `real_target` (one-sided label smoothing) are options of the task `gan`, off in these recipes.
 - The averaged generator (`ema`) is what is evaluated, sampled and, with `jaxarch convert --average`, exported.
@@ -114,24 +114,24 @@ The loss of each step (of several updates their sum), smoothed.
 
 @dataclass
 class Judge:
-    """A digits classifier, and what its last hidden layer sees in the held-out digits."""
+    """A digits classifier, with the held-out and the training digits."""
 
     model: Any
     test: dict[str, np.ndarray]
     train: dict[str, np.ndarray]
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(last hidden layer, scores) of pictures (N, 8, 8, 1) in [0, 1]."""
+        """(last hidden layer, logits) of images (N, 8, 8, 1) in [0, 1]."""
         *hidden, last = list(self.model.network)
 
         @jax.jit
-        def seen(x):
+        def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             for layer in hidden:
                 x = layer(x)
             return x, last(x)
 
-        found, scores = seen(jnp.asarray(images.reshape(len(images), -1), jnp.float32))
-        return np.asarray(found, np.float64), np.asarray(scores)
+        features, logits = forward(jnp.asarray(images.reshape(len(images), -1), jnp.float32))
+        return np.asarray(features, np.float64), np.asarray(logits)
 
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         return float((self.features(images)[1].argmax(1) == labels).mean())
@@ -139,9 +139,9 @@ class Judge:
     def distance(self, images: np.ndarray) -> float:
         """The Frechet distance of the features from those of the held-out digits."""
 
-        def moments(x):
-            rows = self.features(x)[0]
-            return rows.mean(0), np.cov(rows.T, bias=True)
+        def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            features = self.features(x)[0]
+            return features.mean(0), np.cov(features.T, bias=True)
 
         return quality.frechet_distance(moments(images), moments(self.test["x"]))
 
@@ -158,7 +158,7 @@ def judge(folder: Path) -> Judge:
 class Trained:
     """A run, and the same model before its first step."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder, self.about = folder, checkpoint.load(folder).about
         restored = checkpoint.load(folder)
         self.models: dict[bool, Any] = {True: restored.model(), False: restored._build()}
@@ -168,53 +168,54 @@ class Trained:
         self.sample = {k: jnp.zeros(shape, dtype) for k, (shape, dtype) in shapes}
         self.log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
-    def pictures(self, labels: np.ndarray, *, trained: bool = True) -> np.ndarray:
-        """A picture for each label, 8 by 8."""
+    def samples(self, labels: np.ndarray, *, trained: bool = True) -> np.ndarray:
+        """An image (N, 8, 8, 1) for each label."""
         recipe = self.about["recipe"]
         module: Any = importlib.import_module(f"{tasks.__name__}.{recipe['task']}")
         more = {"guidance": GUIDANCE, "steps": STEPS} if recipe["task"] == "denoising" else {}
         options, key = recipe["task_options"], jax.random.key(SEED)
-        found = module.sample(self.models[trained], options, self.sample, key, jnp.asarray(labels), **more)
-        return small(pictures(found))
+        samples = module.sample(self.models[trained], options, self.sample, key, jnp.asarray(labels), **more)
+        return downscale(pictures(samples))
 
     def reconstructed(self, images: np.ndarray, *, trained: bool = True) -> np.ndarray:
-        """What is left of pictures (N, 8, 8, 1) behind the bottleneck, without noise."""
+        """Images (N, 8, 8, 1) encoded and decoded again, without noise."""
         model, x = self.models[trained], jnp.asarray(images, jnp.float32)
         if self.about["name"] == "vae":
             return pictures(2 * model.decode(model.encode(x.reshape(len(x), -1))[0]) - 1)
-        return small(pictures(model(self.larger(images))[0]))
+        return downscale(pictures(model(self.upscale(images))[0]))
 
-    def larger(self, images: np.ndarray) -> Any:
-        """Pictures (N, 8, 8, 1) in [0, 1] as the model takes them."""
+    def upscale(self, images: np.ndarray) -> jax.Array:
+        """Images (N, 8, 8, 1) in [0, 1] in the model's size and range."""
         times = self.sample["x"].shape[1] // 8
         return 2 * jnp.asarray(images, jnp.float32).repeat(times, 1).repeat(times, 2) - 1
 
     def codebook(self, images: np.ndarray) -> tuple[int, int, float]:
-        """(codes, how many of them pictures use, their perplexity)."""
+        """(number of codes, number of codes that the images use, their perplexity)."""
         model = self.models[True]
         count = model.quantizer.codes
-        share = np.bincount(np.asarray(model(self.larger(images))[2]).ravel(), minlength=count)
+        share = np.bincount(np.asarray(model(self.upscale(images))[2]).ravel(), minlength=count)
         share = share[share > 0] / share.sum()
         return count, len(share), float(np.exp(-(share * np.log(share)).sum()))
 
     def seconds(self) -> float:
-        """From the first step's compilation to the last evaluation, by the clock."""
-        begun = min(p.name.split(".")[3] for p in (self.folder / "tensorboard").glob("events.out.tfevents.*"))
-        return (self.folder / "metrics.jsonl").stat().st_mtime - int(begun)
+        """Wall-clock time from the first step's compilation to the last evaluation."""
+        start = min(p.name.split(".")[3] for p in (self.folder / "tensorboard").glob("events.out.tfevents.*"))
+        return (self.folder / "metrics.jsonl").stat().st_mtime - int(start)
 
     def curve(self) -> tuple[list[int], list[float]]:
+        """Steps and their losses."""
         rows = [r for r in self.log if "loss" in r]
         return [r["step"] for r in rows], [r["loss"] for r in rows]
 
 
-def small(images: np.ndarray) -> np.ndarray:
-    """Pictures made 8 by 8 by the means of squares of pixels."""
+def downscale(images: np.ndarray) -> np.ndarray:
+    """Images averaged over blocks of pixels to 8 by 8."""
     count, height, width, channels = images.shape
     return images.reshape(count, 8, height // 8, 8, width // 8, channels).mean((2, 4))
 
 
-def walk(model: Any, images: np.ndarray, columns: int = 10) -> np.ndarray:
-    """Rows of pictures on the way in the latent from each picture to the next."""
+def interpolate(model: Any, images: np.ndarray, columns: int = 10) -> np.ndarray:
+    """Rows of images decoded along the line in latent space from each image to the next."""
     mu = model.encode(jnp.asarray(images.reshape(len(images), -1), jnp.float32))[0]
     share = jnp.linspace(0, 1, columns)[None, :, None]
     between = mu[:-1, None] * (1 - share) + mu[1:, None] * share
@@ -222,7 +223,7 @@ def walk(model: Any, images: np.ndarray, columns: int = 10) -> np.ndarray:
 
 
 def draw_curves(path: Path, runs: dict[str, Trained]) -> None:
-    """The loss of every step, one panel a run."""
+    """The loss of every step, one panel per run."""
     figure = Figure(figsize=(8, 4), layout="constrained", dpi=70)
     panels = list(figure.subplots(2, 3).flat)
     for axes in panels[len(runs) :]:
@@ -239,22 +240,23 @@ def draw_curves(path: Path, runs: dict[str, Trained]) -> None:
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table, its numbers right-aligned."""
     lines = [head, ("---",) + ("---:",) * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
-def checked(name: str, what: str, value: float, bound: float, failed: list[str]) -> None:
-    """Print a number, and note it where it is beyond its bound."""
+def check(name: str, what: str, value: float, bound: float, failed: list[str]) -> None:
+    """Print a number, and append the name to `failed` where it is beyond its bound."""
     good = value <= bound if what == "distance" else value >= bound
     print(f"{name}: {what} {value:.3f}, bound {bound:g}{'' if good else ' FAILED'}", flush=True)
     if not good:
         failed.append(name)
 
 
-def report(runs: dict[str, Trained], by: Judge, sheets: Path) -> tuple[str, list[str]]:
-    """(the page, what is beyond its bound); the pictures go to `sheets`."""
+def report(runs: dict[str, Trained], classifier: Judge, sheets: Path) -> tuple[str, list[str]]:
+    """(the page, the names beyond their bounds); the images go to `sheets`."""
     labels = np.arange(COUNT) % 10
-    x, y = by.test["x"], by.test["label"]
+    x, y = classifier.test["x"], classifier.test["label"]
     ten = np.array([np.flatnonzero(y == i)[:2] for i in range(10)]).T
     rows: list[tuple[str, ...]] = []
     accuracies: list[tuple[str, ...]] = []
@@ -262,9 +264,9 @@ def report(runs: dict[str, Trained], by: Judge, sheets: Path) -> tuple[str, list
     failed: list[str] = []
     pieces: list[str] = []
 
-    def compare(name: str, what: str, made: np.ndarray, before: np.ndarray) -> None:
-        distances = by.distance(made), by.distance(before)
-        checked(name, "distance", distances[0], BOUNDS[name], failed)
+    def compare(name: str, what: str, images: np.ndarray, untrained: np.ndarray) -> None:
+        distances = classifier.distance(images), classifier.distance(untrained)
+        check(name, "distance", distances[0], BOUNDS[name], failed)
         numbers = distances[0], BOUNDS[name], distances[1]
         cells = (f"{n:.2f}" for n in numbers)
         rows.append(
@@ -272,37 +274,37 @@ def report(runs: dict[str, Trained], by: Judge, sheets: Path) -> tuple[str, list
         )
 
     for name in (n for n in SAMPLED if n in runs):
-        made, before = runs[name].pictures(labels), runs[name].pictures(labels, trained=False)
-        write_sheet(sheets / f"{name}.png", made[:60])
-        compare(name, "samples", made, before)
+        images, untrained = runs[name].samples(labels), runs[name].samples(labels, trained=False)
+        write_sheet(sheets / f"{name}.png", images[:60])
+        compare(name, "samples", images, untrained)
         if name in CONDITIONAL:
-            right, chance = by.accuracy(made, labels), by.accuracy(before, labels)
-            checked(name, "accuracy", right, LEAST, failed)
-            accuracies.append((f"`{name}`", f"{right:.1%}", f"{LEAST:.0%}", f"{chance:.1%}"))
+            accuracy, chance = (classifier.accuracy(z, labels) for z in (images, untrained))
+            check(name, "accuracy", accuracy, LEAST, failed)
+            accuracies.append((f"`{name}`", f"{accuracy:.1%}", f"{LEAST:.0%}", f"{chance:.1%}"))
         pieces.append(f"![{name}](generative/{name}.png)\n\n`{name}`: {NOTES[name]}.\n")
     for name in (n for n in CODED if n in runs):
-        made, before = (runs[name].reconstructed(x, trained=t) for t in (True, False))
-        errors = tuple(float(((found - x) ** 2).mean()) for found in (made, before))
-        coded.append((f"`{name}`", f"{errors[0]:.4f}", f"{errors[1]:.4f}", f"{by.accuracy(made, y):.1%}"))
+        images, untrained = (runs[name].reconstructed(x, trained=t) for t in (True, False))
+        errors = (f"{float(((z - x) ** 2).mean()):.4f}" for z in (images, untrained))
+        coded.append((f"`{name}`", *errors, f"{classifier.accuracy(images, y):.1%}"))
         write_sheet(
-            sheets / f"{name}_reconstructions.png", np.concatenate([z[i] for i in ten for z in (x, made)])
+            sheets / f"{name}_reconstructions.png", np.concatenate([z[i] for i in ten for z in (x, images)])
         )
         text = f"`{name}`: digits, and below them their reconstructions."
         if name == "vq_vae":
-            compare(name, "reconstructions", made, before)
+            compare(name, "reconstructions", images, untrained)
             codes, used, perplexity = runs[name].codebook(x)
             text += f" The held-out digits use {used} of its {codes} codes, with a perplexity of {perplexity:.1f}."
         pieces.append(f"![{name}](generative/{name}_reconstructions.png)\n\n{text}\n")
     if "vae" in runs:
-        write_sheet(sheets / "vae_walk.png", walk(runs["vae"].models[True], x[ten[0][:6]]))
+        write_sheet(sheets / "vae_walk.png", interpolate(runs["vae"].models[True], x[ten[0][:6]]))
         pieces.append(
-            "![walk](generative/vae_walk.png)\n\n`vae`: from digit to digit along lines in the latent.\n"
+            "![walk](generative/vae_walk.png)\n\n`vae`: interpolation between digits in latent space.\n"
         )
     draw_curves(sheets / "curves.png", runs)
     head = ("model", "what", "Frechet distance", "bound", "untrained", "steps", "seconds")
     text = PAGE.format(
-        own=by.accuracy(x, y),
-        floor=by.distance(by.train["x"]),
+        own=classifier.accuracy(x, y),
+        floor=classifier.distance(classifier.train["x"]),
         count=COUNT,
         seed=SEED,
         names=" ".join(runs),
@@ -318,6 +320,7 @@ def report(runs: dict[str, Trained], by: Judge, sheets: Path) -> tuple[str, list
 
 
 def main() -> None:
+    """Write the page and its images from the runs that exist; fail where a number is beyond its bound."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxarch import html
 
-CURVES = {  # picture: its metric, its runs, what the metric is
+CURVES = {  # figure: its metric, its runs, the metric's label
     "nodes": (
         "eval_accuracy",
         ("gnn", "gat", "gnn_digits", "gat_digits", "social_gnn"),
@@ -16,7 +16,7 @@ CURVES = {  # picture: its metric, its runs, what the metric is
     "generator": (
         "eval_pairs",
         ("graph_generator", "graph_generator_additive"),
-        "right pairs of held-out graphs",
+        "accuracy of edges in held-out graphs",
     ),
 }
 
@@ -24,17 +24,17 @@ CURVES = {  # picture: its metric, its runs, what the metric is
 def rows(run: Path, key: str) -> tuple[list[float], list[float]]:
     """Steps and values of one metric of a run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = [(r["step"], r[key]) for r in lines if key in r]
-    return [s for s, _ in found], [v for _, v in found]
+    points = [(r["step"], r[key]) for r in lines if key in r]
+    return [s for s, _ in points], [v for _, v in points]
 
 
 def main(runs: Path, out: Path) -> None:
-    """Draw what belongs to the runs that are there, and say which are not."""
+    """Draw the figures of the runs that exist, and name the missing ones."""
     out.mkdir(parents=True, exist_ok=True)
-    for picture, (key, names, label) in CURVES.items():
+    for figure, (key, names, label) in CURVES.items():
         lines = {name: rows(runs / name, key) for name in names if (runs / name / "metrics.jsonl").is_file()}
         if lines:
-            (out / f"{picture}.svg").write_text(html.curves(lines, xlabel="step", ylabel=label))
+            (out / f"{figure}.svg").write_text(html.curves(lines, xlabel="step", ylabel=label))
         if missing := [name for name in names if name not in lines]:
             print(f"{runs} has no run {', '.join(missing)}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Hand a run over in mid-schedule, torch to jaxarch and jaxarch to torch, and draw the three curves.
+"""Move a run between PyTorch and JAX in mid-schedule, in both directions, and draw the three curves.
 
     python scripts/handover.py --out docs/handover.svg
 
@@ -6,6 +6,7 @@ Everything goes through `jaxarch convert` and its files, in float64; the largest
 """
 
 import argparse
+import functools
 import tempfile
 from pathlib import Path
 
@@ -30,13 +31,12 @@ MODEL, VARIANT = "mlp", "small"
 
 
 def in_torch(run: Run, folder: Path | None, start: int, end: int, out: Path | None = None) -> list[float]:
-    """The losses of torch's steps from a folder, or from the run's own beginning, written to another folder."""
+    """Train in torch from a folder, or from the run's initial state, and save to `out`; returns the losses."""
     model = catalog.create_model(MODEL, VARIANT, package="torchref").double()
     if folder is None:
-        begun = run.init()
-        weights = to_torch(
-            layout(state.merge(run.graph, begun.params, begun.rest)), {**begun.params, **begun.rest}
-        )
+        initial = run.init()
+        model_layout = layout(state.merge(run.graph, initial.params, initial.rest))
+        weights = to_torch(model_layout, {**initial.params, **initial.rest})
     else:
         weights = read_tensors(folder / "model.safetensors")
     model.load_state_dict({k: as_tensor(v) for k, v in weights.items()})
@@ -48,8 +48,8 @@ def in_torch(run: Run, folder: Path | None, start: int, end: int, out: Path | No
         lambda m, b: cross_entropy(m(b["x"].double()), b["label"].long()),
         learning_rate=lambda i: float(schedule(i)),
         optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
+        weight_decay=recipe.weight_decay or 0.0,
+        max_grad_norm=recipe.max_grad_norm or 0.0,
         optimizer_state=torch.load(folder / "optimizer.pt", weights_only=True) if folder else None,
         start_step=start,
     )
@@ -60,33 +60,32 @@ def in_torch(run: Run, folder: Path | None, start: int, end: int, out: Path | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Train one run three ways, print the largest differences and draw the losses."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/handover.svg"), metavar="SVG")
     parser.add_argument("--steps", type=int, default=160, metavar="N")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     end, middle = args.steps, args.steps // 2
-    options = {"variant": VARIANT, "progress": False}
+    train = functools.partial(fit, MODEL, variant=VARIANT, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run = fit(MODEL, out=work / "ours", stop_at=middle, **options).run
-        print(convert(str(work / "ours"), str(work / "to_torch")))
-        ours = [
-            row["loss"] for row in fit(MODEL, out=work / "ours", resume=True, stop_at=end, **options).history
-        ]
-        to_torch_curve = ours[:middle] + in_torch(run, work / "to_torch", middle, end)
-        begun = in_torch(run, None, 0, middle, work / "theirs")
-        print(convert(str(work / "theirs"), str(work / "to_jaxarch"), model=MODEL, variant=VARIANT))
-        later = fit(MODEL, out=work / "to_jaxarch", resume=True, stop_at=end, **options).history
-        to_jaxarch_curve = begun + [row["loss"] for row in later]
-    steps = list(range(1, end + 1))
+        run = train(out=work / "jax", stop_at=middle).run
+        print(convert(str(work / "jax"), str(work / "jax_to_torch")))
+        alone = [row["loss"] for row in train(out=work / "jax", resume=True, stop_at=end).history]
+        to_torch_curve = alone[:middle] + in_torch(run, work / "jax_to_torch", middle, end)
+        first_half = in_torch(run, None, 0, middle, work / "torch")
+        print(convert(str(work / "torch"), str(work / "torch_to_jax"), model=MODEL, variant=VARIANT))
+        second_half = train(out=work / "torch_to_jax", resume=True, stop_at=end).history
+        to_jaxarch_curve = first_half + [row["loss"] for row in second_half]
+    steps = [float(i) for i in range(1, end + 1)]
     lines = {
-        "jaxarch alone": (steps, ours),
+        "jaxarch alone": (steps, alone),
         f"jaxarch to step {middle}, then torch": (steps, to_torch_curve),
         f"torch to step {middle}, then jaxarch": (steps, to_jaxarch_curve),
     }
     for label, (_, losses) in lines.items():
-        error = np.max(np.abs(np.array(losses) / np.array(ours) - 1))
+        error = np.max(np.abs(np.array(losses) / np.array(alone) - 1))
         print(f"{label}: last loss {losses[-1]:.12f}, largest relative difference {error:.1e}")
     args.out.write_text(curves(lines, xlabel="step", ylabel="loss"))
     print(args.out)

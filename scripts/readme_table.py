@@ -12,7 +12,7 @@ BEGIN, END = "<!-- table: begin (scripts/readme_table.py) -->\n", "<!-- table: e
 
 
 def table() -> str:
-    """A Markdown row for each architecture: its largest variant's parameters and what it follows."""
+    """A Markdown row for each architecture: the parameters of its largest variant, and its paper."""
     lines = ["| name | class | family | variants | parameters | paper |", "|---|---|---|---|---|---|"]
     for name in catalog.list_models():
         page = catalog.page(name)
@@ -24,7 +24,7 @@ def table() -> str:
 
 
 def parameters(name: str, variant: str) -> int:
-    """How many there are, counted on torch's device without memory, where nothing is drawn."""
+    """Number of parameters, counted on the meta device, where nothing is allocated or initialised."""
     with torch.device("meta"):
         model = catalog.create_model(name, variant, package="torchref")
     return sum(p.numel() for p in model.parameters())
