@@ -1,4 +1,4 @@
-"""Residual CNN with squeeze and excitation (guide D).
+"""Residual CNN with squeeze and excitation.
 
 He et al. 2015, arXiv:1512.03385; Hu et al. 2017, arXiv:1709.01507.
 """

@@ -1,4 +1,4 @@
-"""Causal language model with a choice of positions and attention patterns (guide C).
+"""Causal language model with a choice of positions and attention patterns.
 
 Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019. Embeddings start at N(0, 0.02^2); before
 sinusoidal positions they are multiplied by sqrt(d_model), as in Vaswani et al., section 3.4.
@@ -20,7 +20,7 @@ from jaxarch.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Guide C's settings of the model, its loss and its training.
+    """Settings of the model, its loss and its training.
 
     `use_rope` is encoding_type="rope" and `use_relative_pos` attention_type="relative"; both types are
     derived where they are None ("sinusoidal" and "standard" without the switches). `use_learnable` is
@@ -57,7 +57,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     norm_first: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.use_rope and self.encoding_type not in (None, "rope"):
             raise UsageError(f"use_rope contradicts encoding_type={self.encoding_type!r}: set one")
         if self.use_relative_pos and self.attention_type not in (None, "relative"):
@@ -163,15 +163,15 @@ class AdvancedTransformerModel(nn.Module):
     def decode(
         self, input_ids: Int[Array, "b t"], cache: tuple[nn.Cache, ...]
     ) -> tuple[Float[Array, "b t v"], tuple[nn.Cache, ...]]:
-        """The logits of the next T tokens after those in the cache, and the cache that holds them too.
+        """The logits of the next T tokens after those in the cache, and the cache with them appended.
 
         The number of tokens is not checked against the cache when its index is traced: see `generate`.
         """
-        x, grown = self._embed(input_ids, cache[0].length), []
+        x, new_cache = self._embed(input_ids, cache[0].length), []
         for layer, old in zip(self.layers, cache, strict=True):
             x, new = layer(x, cache=old)
-            grown.append(new)
-        return self._head(x), tuple(grown)
+            new_cache.append(new)
+        return self._head(x), tuple(new_cache)
 
     def _embed(self, ids: Int[Array, "b t"], offset: int | Int[Array, ""] = 0) -> Float[Array, "b t d"]:
         x = self.word_embedding(ids)
@@ -187,8 +187,8 @@ class AdvancedTransformerModel(nn.Module):
 
     def _loss(self, logits: Float[Array, "b t v"], labels: Int[Array, "b t"]) -> Float[Array, ""]:
         config, target = self.config, labels[:, 1:]
-        wide = logits[:, :-1].astype(nn.wide_dtype(logits.dtype))
-        log_p = jax.nn.log_softmax(wide)
+        upcast = logits[:, :-1].astype(nn.wide_dtype(logits.dtype))
+        log_p = jax.nn.log_softmax(upcast)
         valid = target != -100
         log_pt = jnp.take_along_axis(log_p, jnp.where(valid, target, 0)[..., None], -1)[..., 0]
         loss = -log_pt

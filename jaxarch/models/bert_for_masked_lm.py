@@ -1,6 +1,6 @@
-"""BERT that predicts masked words, under the hub's names of `BertForMaskedLM`.
+"""BERT that predicts masked words, with Hugging Face's names (`BertForMaskedLM`).
 
-Devlin et al. 2018, arXiv:1810.04805. The decoder is the table of word embeddings.
+Devlin et al. 2018, arXiv:1810.04805. The output projection is tied to the word embeddings.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ class BertPredictionHeadTransform(nn.Module):
 
 
 class BertLMPredictionHead(nn.Module):
-    """Scores of every word: the table is handed in, the bias is its own."""
+    """Scores of every word: the embedding table is an argument, the bias a parameter."""
 
     def __init__(self, config: nn.BertConfig, *, rngs: nnx.Rngs):
         self.transform = BertPredictionHeadTransform(config, rngs=rngs)
@@ -36,7 +36,7 @@ class BertLMPredictionHead(nn.Module):
 
 
 class BertOnlyMLMHead(nn.Module):
-    """The head under the name that the hub gives it."""
+    """The head, under Hugging Face's name for it."""
 
     def __init__(self, config: nn.BertConfig, *, rngs: nnx.Rngs):
         self.predictions = BertLMPredictionHead(config, rngs=rngs)
@@ -46,7 +46,7 @@ class BertOnlyMLMHead(nn.Module):
 
 
 class BertForMaskedLM(nn.Module):
-    """BertModel's inputs -> {"logits" (B, T, V)}; with labels (B, T) also "loss"; states and weights if asked.
+    """BertModel's inputs -> {"logits" (B, T, V)}; with labels (B, T) also "loss"; states and weights on request.
 
     Labels of -100, that is every word that was not masked, do not count; if none counts the loss is 0.
 

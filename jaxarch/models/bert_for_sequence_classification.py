@@ -1,4 +1,4 @@
-"""BERT that classifies or scores a text, under the hub's names of `BertForSequenceClassification`.
+"""BERT that classifies or scores a text, with Hugging Face's names (`BertForSequenceClassification`).
 
 Devlin et al. 2018, arXiv:1810.04805.
 """
@@ -15,11 +15,11 @@ from jaxarch.errors import DataError
 
 
 class BertForSequenceClassification(nn.Module):
-    """BertModel's inputs -> {"logits" (B, num_labels)}; with labels also "loss"; states and weights if asked.
+    """BertModel's inputs -> {"logits" (B, num_labels)}; with labels also "loss"; states and weights on request.
 
-    The problem is the config's or, as on the hub, told by the labels: one label is a regression (floats (B,)
-    or (B, 1), squared error), integers (B,) are classes (cross-entropy, -100 does not count), floats
-    (B, num_labels) are labels that may hold together (binary cross-entropy).
+    The problem is the config's or, as in Hugging Face's model, inferred from the labels: one label is a
+    regression (floats (B,) or (B, 1), squared error), integers (B,) are classes (cross-entropy, -100 does not
+    count), floats (B, num_labels) are labels that may hold together (binary cross-entropy).
 
     Raises:
         UsageError, DataError: as `BertModel`, and for labels that do not fit the problem.

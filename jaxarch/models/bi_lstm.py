@@ -1,4 +1,4 @@
-"""A bidirectional LSTM over tokens (guide E): Schuster and Paliwal 1997; Graves and Schmidhuber 2005."""
+"""A bidirectional LSTM over tokens: Schuster and Paliwal 1997; Graves and Schmidhuber 2005."""
 
 from flax import nnx
 from jaxtyping import Array, Float, Int

@@ -1,4 +1,4 @@
-"""CNN in the style of LeNet (guide E). LeCun et al. 1998, doi:10.1109/5.726791."""
+"""CNN in the style of LeNet. LeCun et al. 1998, doi:10.1109/5.726791."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from jaxarch.errors import DataError, UsageError
 class CNN(nn.Module):
     """(B, H, W, input_channels) -> (B, num_classes), of images of `image_size` (H, W) only.
 
-    Two convolutions, each with ReLU and a max-pool that halves the map, and two linear layers.
+    Two convolutions, each with ReLU and a max-pool that halves the feature map, and two linear layers.
 
     Raises:
         UsageError: an image_size too small for the poolings.
@@ -49,6 +49,6 @@ class CNN(nn.Module):
         )
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b o"]:
-        if (found := tuple(x.shape[1:3])) != self.image_size:
-            raise DataError(f"images are {found}, the model was built for image_size {self.image_size}")
+        if (size := tuple(x.shape[1:3])) != self.image_size:
+            raise DataError(f"images are {size}, the model was built for image_size {self.image_size}")
         return self.classifier(self.features(x))

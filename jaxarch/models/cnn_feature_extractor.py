@@ -1,4 +1,4 @@
-"""Features of a sequence from convolutions of several widths (guide A): Kim 2014."""
+"""Features of a sequence from convolutions of several widths: Kim 2014."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ POOLS = ("max", "avg")
 class CNNFeatureExtractor(nn.Module):
     """(B, T, input_dim) -> (B, output_dim), output_dim = len(kernel_sizes) * hidden_dims[-1]; any T from 1.
 
-    Every layer runs all kernel sizes side by side and joins their channels; at last, `pool_type` over time.
+    Every layer runs all kernel sizes in parallel and concatenates their channels; `pool_type` pools over time
+    at the end.
 
     Raises:
         UsageError: unknown pool_type; the known ones are listed.

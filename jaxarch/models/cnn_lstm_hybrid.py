@@ -1,4 +1,4 @@
-"""Convolutions over embedded words, read by an LSTM (guide A): Zhou et al. 2015, arXiv:1511.08630."""
+"""Convolutions over embedded words, then an LSTM: Zhou et al. 2015, arXiv:1511.08630."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from jaxarch import nn
 class CNNLSTMHybrid(nn.Module):
     """ids (B, T), lengths (B,) in [1, T] or None -> (B, num_classes), from the LSTM's final states.
 
-    Every convolution sees zeros past the length, as it does past the end, and there is no batch norm, whose
-    statistics would count the padding: so a padded batch gives what each sequence gives alone.
+    Steps past the length are zero before every convolution, like its own padding, and there is no batch norm,
+    whose statistics would count them: a padded batch gives what each sequence gives alone.
 
     Raises:
         DataError: outside jit, an id or a length out of range.

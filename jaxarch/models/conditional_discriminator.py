@@ -1,4 +1,4 @@
-"""Discriminator that knows the label (guide E). Mirza and Osindero 2014, arXiv:1411.1784."""
+"""Discriminator conditioned on the label. Mirza and Osindero 2014, arXiv:1411.1784."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,8 +10,8 @@ from jaxarch import nn
 class ConditionalDiscriminator(nn.Module):
     """Rows (B, input_dim), labels (B,) in [0, num_classes) -> (B, 1), the probability that they are real.
 
-    The embedding of the label follows the row. `output_activation="identity"` gives logits, or the score of a
-    critic. With `return_features` also what the last layer sees (B, F), for feature matching.
+    The embedding of the label is concatenated to the row. `output_activation="identity"` gives logits, or the
+    score of a critic. With `return_features` also the last layer's input (B, F), for feature matching.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""An LSTM whose products are convolutions over pictures (guide E): Shi et al. 2015, arXiv:1506.04214.
+"""An LSTM over images, with convolutions for its products: Shi et al. 2015, arXiv:1506.04214.
 
-Without the paper's peepholes, whose weights would fix the size of the pictures.
+Without the paper's peepholes, whose weights would fix the size of the images.
 """
 
 import jax
@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from jaxarch import nn
 from jaxarch.errors import DataError, UsageError
+
+Map = Float[Array, "b h w d"]
 
 
 class ConvLSTMCell(nn.Module):
@@ -24,14 +26,14 @@ class ConvLSTMCell(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t h w c"],
-        state: tuple[Float[Array, "b h w d"], Float[Array, "b h w d"]],
-    ) -> tuple[Float[Array, "b t h w d"], tuple[Float[Array, "b h w d"], Float[Array, "b h w d"]]]:
+        state: tuple[Map, Map],
+    ) -> tuple[Float[Array, "b t h w d"], tuple[Map, Map]]:
         """x (B, T, H, W, C), state (h, c) of (B, H, W, hidden_channels) -> h of every step, final state."""
         # The input's convolution does not depend on the state: it is one call for all steps.
         products = self.conv_ih(x.reshape(-1, *x.shape[2:]))
         products = products.reshape(*x.shape[:2], *products.shape[1:])
 
-        def step(state, product):
+        def step(state: tuple[Map, Map], product: Float[Array, "b h w g"]) -> tuple[tuple[Map, Map], Map]:
             h, c = state
             i, f, g, o = jnp.split(product + self.conv_hh(h), 4, -1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -62,7 +64,7 @@ class ConvLSTM(nn.Module):
         rngs: nnx.Rngs,
     ):
         if kernel_size % 2 == 0:
-            raise UsageError(f"kernel_size {kernel_size} must be odd, so that pictures keep their size")
+            raise UsageError(f"kernel_size {kernel_size} must be odd, so that images keep their size")
         self.hidden_channels = hidden_channels
         self.cells = nn.ModuleList(
             ConvLSTMCell(hidden_channels if i else input_channels, hidden_channels, kernel_size, rngs=rngs)
@@ -74,11 +76,11 @@ class ConvLSTM(nn.Module):
         x: Float[Array, "b t h w c"],
         state: tuple[Float[Array, "l n hs ws d"], Float[Array, "l n hs ws d"]] | None = None,
     ) -> tuple[Float[Array, "b t h w d"], tuple[Float[Array, "l b h w d"], Float[Array, "l b h w d"]]]:
-        want = (len(self.cells), x.shape[0], *x.shape[2:4], self.hidden_channels)
+        shape = (len(self.cells), x.shape[0], *x.shape[2:4], self.hidden_channels)
         if state is None:
-            state = (jnp.zeros(want, x.dtype), jnp.zeros(want, x.dtype))
-        elif state[0].shape != want:
-            raise DataError(f"the state has shape {state[0].shape}, the model needs {want}")
+            state = (jnp.zeros(shape, x.dtype), jnp.zeros(shape, x.dtype))
+        elif state[0].shape != shape:
+            raise DataError(f"the state has shape {state[0].shape}, the model needs {shape}")
         final = []
         for cell, h, c in zip(self.cells, *state, strict=True):
             x, last = cell(x, (h, c))

@@ -1,4 +1,4 @@
-"""One encoder, several heads, each with its pooling and loss (guide B).
+"""One encoder, several heads, each with its pooling and loss.
 
 Vaswani et al. 2017, arXiv:1706.03762; learned weights of the losses: Kendall et al. 2018, arXiv:1705.07115.
 """

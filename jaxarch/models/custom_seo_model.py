@@ -1,4 +1,4 @@
-"""Text classifier with guide B's switches: norms, residuals, activation, initialiser, checkpointing.
+"""Text classifier with a choice of norms, residuals, activation, initialiser and checkpointing.
 
 Vaswani et al. 2017, arXiv:1706.03762.
 """

@@ -142,7 +142,7 @@ class Resampler(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The residual blocks of a level, and down: -> (x, every map on the way). 0 heads: no attention."""
+    """The residual blocks of a level, and down-sampling: -> (x, every output on the way). 0 heads: no attention."""
 
     def __init__(
         self,
@@ -162,16 +162,16 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([Resampler(out_channels, 2, rngs=rngs)] if down else [])
 
     def __call__(self, x: Float[Array, "b h w c"], time: Float[Array, "b t"]) -> tuple[Array, list[Array]]:
-        found = []
+        outputs = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if len(self.attentions):
                 x = self.attentions[i](x)
-            found.append(x)
+            outputs.append(x)
         for downsampler in self.downsamplers:
             x = downsampler(x)
-            found.append(x)
-        return x, found
+            outputs.append(x)
+        return x, outputs
 
 
 class MidBlock(nn.Module):
@@ -190,7 +190,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """The residual blocks of a level, each of which takes a map from `skips`, and up. 0 heads: no attention."""
+    """The residual blocks of a level, each of which takes a skip connection, and up-sampling. 0 heads: no attention."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ def level(
 
 
 def check_levels(attention_levels: Sequence[int], levels: int) -> None:
-    """Refuse attention at a level that there is not."""
+    """Refuse attention at a level that does not exist."""
     for i in attention_levels:
         if not 0 <= i < levels:
             raise UsageError(f"attention_levels has {i}: the model has levels 0 to {levels - 1}")

@@ -1,4 +1,4 @@
-"""Messages from both ends and the edge between them (guide E): Gilmer et al. 2017, arXiv:1704.01212."""
+"""Messages from both nodes of an edge and its features: Gilmer et al. 2017, arXiv:1704.01212."""
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -9,7 +9,7 @@ from jaxarch import nn
 class EdgeAwareGNN(nn.Module):
     """x (N, node_features), edge_index (2, E), edge_attr (E, edge_features) -> (N, hidden_dim).
 
-    A node gets the mean over the edges that enter it of ReLU(linear([node, neighbour, edge])); 0 without any.
+    A node gets the mean over its incoming edges of ReLU(linear([node, neighbour, edge])), 0 without any.
 
     Raises:
         DataError: outside jit, an edge index is out of range.

@@ -24,7 +24,7 @@ TABLE_1 = (
 
 
 class MBConv(nn.Module):
-    """Widen, convolve each channel, squeeze and excite, narrow; a shortcut where the shape is kept.
+    """Expand, depthwise convolution, squeeze and excite, project; a shortcut where the shape stays the same.
 
     (B, H, W, C) -> (B, H / stride, W / stride, C'). The shortcut's branch is dropped for whole samples with
     probability `stochastic_depth_prob`.
@@ -66,7 +66,7 @@ class MBConv(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """(B, H, W, input_channels) -> (B, num_classes). Any H and W; the map is a 32nd of them.
+    """(B, H, W, input_channels) -> (B, num_classes). Any H and W; the feature map is a 32nd of them.
 
     Rows of the setting are (expansion, kernel, stride of the first block, channels in, channels out, blocks);
     width_mult scales the channels, depth_mult the blocks. Deeper branches are dropped more often.

@@ -1,4 +1,4 @@
-"""Mean of the neighbours, then linear (guide E); after Kipf and Welling 2017, arXiv:1609.02907."""
+"""Mean of the neighbours, then a linear layer; after Kipf and Welling 2017, arXiv:1609.02907."""
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -7,7 +7,7 @@ from jaxarch import nn
 
 
 class GCNLayer(nn.Module):
-    """x (N, in_features), edge_index (2, E) -> (N, out_features); a node that no edge enters gives the bias.
+    """x (N, in_features), edge_index (2, E) -> (N, out_features); a node without incoming edges gives the bias.
 
     Raises:
         DataError: outside jit, an edge index is out of range.

@@ -1,4 +1,4 @@
-"""Fully connected generator of images (guide E). Goodfellow et al. 2014, arXiv:1406.2661."""
+"""Fully connected generator of images. Goodfellow et al. 2014, arXiv:1406.2661."""
 
 from collections.abc import Sequence
 

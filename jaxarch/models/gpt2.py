@@ -1,8 +1,8 @@
-"""GPT-2: a causal transformer with pre-norm blocks, under the hub's names.
+"""GPT-2: a causal transformer with pre-norm blocks, with Hugging Face's names.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Names and config fields are those
-of `GPT2LMHeadModel` in `transformers`. A row whose keys are all masked attends evenly to what precedes it
-(there: to everything, later positions included).
+of `GPT2LMHeadModel` in `transformers`. A row whose keys are all masked attends evenly to earlier positions
+(in `transformers` to all, later ones included).
 """
 
 import math
@@ -19,10 +19,10 @@ from jaxarch.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The hub's settings that decide what is computed.
+    """The settings of Hugging Face's config that decide what is computed.
 
-    `n_inner` None is 4 `n_embd`. `output_hidden_states` and `output_attentions` are what a call returns
-    unless it says otherwise.
+    `n_inner` None is 4 `n_embd`. `output_hidden_states` and `output_attentions` are the defaults of the
+    call's arguments.
     """
 
     model_type: ClassVar[str] = "gpt2"
@@ -45,7 +45,7 @@ class GPT2Config:
     output_hidden_states: bool = False
     output_attentions: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
             raise UsageError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
 
@@ -129,7 +129,7 @@ class GPT2Model(nn.Module):
             x, weights, _ = block(x, mask)
             states.append(x)
             attentions.append(weights)
-        # The hub shows the last state after the norm.
+        # Hugging Face returns the last state after the norm.
         states[-1] = self.ln_f(x)
         return states[-1], states, attentions
 
@@ -153,7 +153,7 @@ class GPT2Model(nn.Module):
 
 
 class GPT2LMHeadModel(nn.Module):
-    """ids (B, T) -> {"logits" (B, T, V)}; with labels (B, T) also "loss"; "hidden_states", "attentions" if asked.
+    """ids (B, T) -> {"logits" (B, T, V)}; with labels (B, T) also "loss"; "hidden_states", "attentions" on request.
 
     `attention_mask` (B, T) is 1 or True where a token is real. Logits at t predict the label at t + 1, and
     labels of -100 do not count. `position_ids` (B, T) or (1, T) count from 0 if not given, padding or not.
@@ -219,12 +219,12 @@ class GPT2LMHeadModel(nn.Module):
     def decode(
         self, input_ids: Int[Array, "b t"], cache: tuple[nn.Cache, ...]
     ) -> tuple[Float[Array, "b t v"], tuple[nn.Cache, ...]]:
-        """The logits of the next T tokens after those in the cache, and the cache that holds them too."""
-        x, grown = self.transformer.embed(input_ids, offset=cache[0].length), []
+        """The logits of the next T tokens after those in the cache, and the cache with them appended."""
+        x, new_cache = self.transformer.embed(input_ids, offset=cache[0].length), []
         for block, old in zip(self.transformer.h, cache, strict=True):
             x, _, new = block(x, cache=old)
-            grown.append(new)
-        return self._head(self.transformer.ln_f(x)), tuple(grown)
+            new_cache.append(new)
+        return self._head(self.transformer.ln_f(x)), tuple(new_cache)
 
     def _head(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         return x @ self.transformer.wte.weight[...].T if self.lm_head is None else self.lm_head(x)

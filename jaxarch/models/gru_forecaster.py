@@ -1,4 +1,4 @@
-"""A GRU whose final state forecasts (guide E): Cho et al. 2014."""
+"""A GRU that forecasts from its final state: Cho et al. 2014."""
 
 from flax import nnx
 from jaxtyping import Array, Float, Int

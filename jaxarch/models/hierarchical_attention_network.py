@@ -1,4 +1,4 @@
-"""Attention over words, then over sentences (guide A): Yang et al. 2016, doi:10.18653/v1/N16-1174."""
+"""Attention over words, then over sentences: Yang et al. 2016, doi:10.18653/v1/N16-1174."""
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,9 @@ class ContextAttention(nn.Module):
 class HierarchicalAttentionNetwork(nn.Module):
     """ids (B, S, W), S at most num_sentences -> logits (B, num_classes).
 
-    Words equal to pad_token_id, and sentences of nothing else, are left out wherever they stand, as if the
-    text had been written without them. A document of padding alone gives the classifier's bias. With
-    `return_attention` also the weights of words (B, S, W) and of sentences (B, S), zero on padding.
+    Words equal to pad_token_id, and sentences of nothing else, are left out wherever they occur, as if the
+    text were without them. A document of padding alone gives the classifier's bias. With `return_attention`
+    also the weights of words (B, S, W) and of sentences (B, S), zero on padding.
 
     Raises:
         DataError: more sentences than num_sentences; outside jit, an id out of range.
@@ -69,7 +69,7 @@ class HierarchicalAttentionNetwork(nn.Module):
         if sentences > self.num_sentences:
             raise DataError(f"{sentences} sentences are more than num_sentences {self.num_sentences}")
         empty = (ids == self.pad_token_id).all(-1)
-        # Padding moves behind the rest, sentence by sentence and word by word, so that lengths describe it.
+        # Padding moves to the end of each document and sentence, so that lengths describe it.
         sentence_order = jnp.argsort(empty, -1, stable=True)
         ids = jnp.take_along_axis(ids, sentence_order[..., None], 1)
         word_order = jnp.argsort(ids == self.pad_token_id, -1, stable=True)

@@ -1,4 +1,4 @@
-"""A convolutional network whose feature map a transformer reads (guide E).
+"""A transformer encoder layer over the feature map of a convolutional network.
 
 ResNet-18 without its head (He et al. 2015, arXiv:1512.03385; torchvision's names) into a layer of torch.nn's
 transformer encoder (Vaswani et al. 2017, arXiv:1706.03762).
@@ -37,9 +37,9 @@ class ResNetFeatures(nn.Module):
 
 
 class HybridModel(nn.Module):
-    """(B, H, W, input_channels) -> (B, T, 8 * base_channels), T the positions of the map, row by row.
+    """(B, H, W, input_channels) -> (B, T, 8 * base_channels), T the positions of the feature map, row by row.
 
-    Without positional encoding, as in the guide: the map's positions know only what they see.
+    Without positional encoding: attention is blind to where in the map a feature lies.
     """
 
     def __init__(

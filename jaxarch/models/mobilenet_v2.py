@@ -20,7 +20,7 @@ TABLE_2 = (
 
 
 class InvertedResidual(nn.Module):
-    """Widen, convolve each channel, narrow; a shortcut where the shape is kept.
+    """Expand, depthwise convolution, project; a shortcut where the shape stays the same.
 
     (B, H, W, C) -> (B, H / stride, W / stride, C').
     """
@@ -43,7 +43,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """(B, H, W, input_channels) -> (B, num_classes). Any H and W; the map is a 32nd of them.
+    """(B, H, W, input_channels) -> (B, num_classes). Any H and W; the feature map is a 32nd of them.
 
     Each row of the setting is (expansion, channels, blocks, stride of the first block).
     """

@@ -1,4 +1,4 @@
-"""One encoder under heads for classification, regression and tagging (guide A).
+"""One encoder under heads for classification, regression and tagging.
 
 Vaswani et al. 2017, arXiv:1706.03762; Shaw et al. 2018, arXiv:1803.02155.
 """

@@ -1,6 +1,7 @@
-"""A neural ordinary differential equation (guide E): Chen et al. 2018, arXiv:1806.07366."""
+"""A neural ordinary differential equation: Chen et al. 2018, arXiv:1806.07366."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -59,7 +60,7 @@ class VectorField(nn.Module):
 
 
 class NeuralODE(nn.Module):
-    """x (B, dim) at times[0], times (T,), apart as they may be -> (B, T, dim), the solution at each of times.
+    """x (B, dim) at times[0], times (T,) at any spacing -> (B, T, dim), the solution at each of the times.
 
     euler, midpoint and rk4 take `steps` equal steps from each time to the next, forward or backward.
     dopri5 (Dormand and Prince 1980) chooses its own to meet `rtol` and `atol`, with one step size for the
@@ -100,15 +101,15 @@ class NeuralODE(nn.Module):
     def _fixed(self, x: Float[Array, "b d"], times: Float[Array, " t"]) -> Float[Array, "t b d"]:
         advance = STEPS[self.method]
 
-        def between(x, ends):
+        def between(x: State, ends: tuple[Time, Time]) -> tuple[State, State]:
             start, end = ends
             h = (end - start) / self.steps
             substeps = jnp.arange(self.steps, dtype=times.dtype)
             x, _ = lax.scan(lambda y, i: (advance(self.field, start + i * h, h, y), None), x, substeps)
             return x, x
 
-        _, found = lax.scan(between, x, (times[:-1], times[1:]))
-        return jnp.concatenate([x[None], found])
+        _, solutions = lax.scan(between, x, (times[:-1], times[1:]))
+        return jnp.concatenate([x[None], solutions])
 
     def _adaptive(self, x: Float[Array, "b d"], times: Float[Array, " t"]) -> Float[Array, "t b d"]:
         try:
@@ -118,7 +119,7 @@ class NeuralODE(nn.Module):
         # The weights are an argument of the equation: the adjoint integrates their gradient too.
         graph, weights = nnx.split(self.field)
 
-        def slope(t, y, weights):
+        def slope(t: Any, y: Any, weights: Any) -> State:
             return nnx.merge(graph, weights)(t, y)
 
         solution = diffrax.diffeqsolve(

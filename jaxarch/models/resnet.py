@@ -51,7 +51,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(B, H, W, input_channels) -> (B, num_classes). Any H and W; the map is a 32nd of them.
+    """(B, H, W, input_channels) -> (B, num_classes). Any H and W; the feature map is a 32nd of them.
 
     `block` is "basic" (18 and 34 layers) or "bottleneck"; groups and width_per_group are the latter's.
 

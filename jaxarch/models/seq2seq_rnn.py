@@ -1,4 +1,4 @@
-"""Sequence to sequence with GRUs, attention and teacher forcing (guide E): Sutskever et al. 2014; Luong et al. 2015.
+"""Sequence to sequence with GRUs, attention and teacher forcing (Sutskever et al. 2014; Luong et al. 2015).
 
 The decoder attends with its new state and does not feed the result back into the GRU, so that under full
 teacher forcing it runs over the whole target at once.
@@ -14,6 +14,7 @@ from jaxarch import nn
 from jaxarch.errors import unknown
 
 ATTENTIONS = ("dot", "general", "concat")
+Search = tuple[Array, Array, Array, Array, Array]  # state, scores, token, ids, done
 Memory = tuple[Float[Array, "b s h"], Float[Array, "1 b h"], Bool[Array, "b s"] | None]
 
 
@@ -46,9 +47,9 @@ class Attention(nn.Module):
 class Seq2SeqRNN(nn.Module):
     """src (B, S), tgt (B, T) that begins with the start token, lengths of src (B,) in [1, S] or None, coins.
 
-    -> logits (B, T, tgt_vocab_size), of the token after each. `coins` (T,) or (B, T) bool says where the
-    decoder reads tgt and where the token it thinks likeliest; it reads the first of tgt always, and all of
-    it if coins is None. `draw_coins` throws them.
+    -> logits (B, T, tgt_vocab_size), of the token after each. Where `coins` (T,) or (B, T) bool is True the
+    decoder's input is tgt (teacher forcing), elsewhere its own likeliest token. The first input is always
+    that of tgt; without coins all are. `draw_coins` draws them.
 
     Raises:
         UsageError: unknown attention_type; the known ones are listed.
@@ -97,10 +98,11 @@ class Seq2SeqRNN(nn.Module):
             return (logits, weights) if return_attention else logits
         coins = jnp.broadcast_to(coins, tgt.shape).at[:, 0].set(True)
 
-        def step(carry, now):
-            state, guess = carry
-            told, coin, kept = now
-            x = (self.tgt_embedding(jnp.where(coin, told, guess)) * kept)[:, None]
+        def step(
+            carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]
+        ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+            (state, guess), (target, coin, keep_t) = carry, inputs
+            x = (self.tgt_embedding(jnp.where(coin, target, guess)) * keep_t)[:, None]
             row, state, weight = self.decode(x, state, memory, mask)
             return (state, row[:, 0].argmax(-1).astype(tgt.dtype)), (row[:, 0], weight[:, 0])
 
@@ -155,14 +157,14 @@ class Seq2SeqRNN(nn.Module):
         """
         memory, state, mask = self.encode(src, lengths)
         batch, vocab = src.shape[0], self.vocab
-        # Beams lie next to each other in the batch: row b * beams + k.
+        # Beams are adjacent in the batch: row b * beams + k.
         memory, state = jnp.repeat(memory, beams, 0), jnp.repeat(state, beams, 1)
         mask = None if mask is None else jnp.repeat(mask, beams, 0)
         scores = jnp.full((batch, beams), jnp.finfo(memory.dtype).min, memory.dtype).at[:, 0].set(0)
         token, ids = jnp.full((batch * beams,), start), jnp.full((batch, beams, max_length), end)
         done = jnp.zeros((batch, beams), bool)
 
-        def step(carry, t):
+        def step(carry: Search, t: Int[Array, ""]) -> tuple[Search, None]:
             state, scores, token, ids, done = carry
             row, state, _ = self.decode(self.tgt_embedding(token)[:, None], state, memory, mask)
             step = jax.nn.log_softmax(row[:, 0], -1).reshape(batch, beams, vocab)
@@ -181,5 +183,5 @@ class Seq2SeqRNN(nn.Module):
 
 
 def draw_coins(key: Array, ratio: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """Coins that fall on the teacher's side with probability `ratio`: bool of `shape`."""
+    """Bools of `shape`, True (teacher forcing) with probability `ratio`."""
     return jax.random.bernoulli(key, ratio, shape)

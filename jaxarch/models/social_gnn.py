@@ -1,4 +1,4 @@
-"""Relational graph convolution over a social graph (guide E): Schlichtkrull et al. 2018, arXiv:1703.06103."""
+"""Relational graph convolution over a social graph: Schlichtkrull et al. 2018, arXiv:1703.06103."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,8 +10,8 @@ from jaxarch import nn
 class SocialGNN(nn.Module):
     """edge_index (2, E), edge_type (E,) in [0, num_relations), x (N, in_channels) -> (N, out_channels).
 
-    A node's features are joined with the mean embedding of the relations that enter it, then convolved with
-    one matrix per relation; `num_bases` or `num_blocks` make the matrices share weights.
+    A node's features are concatenated with the mean embedding of its incoming edges' relations, then
+    convolved with one matrix per relation; `num_bases` or `num_blocks` make the matrices share weights.
 
     Raises:
         UsageError: num_bases and num_blocks together, or blocks that do not divide the channels.

@@ -11,8 +11,8 @@ from jaxarch import nn
 class StyleGANDiscriminator(nn.Module):
     """Images (B, image_size, image_size, channels) -> (B, 1), a logit.
 
-    `channels_at` are the channels at the image's size, half of it, ..., 4x4: they set the image size. Groups of
-    4 images share the map of their spread.
+    `channels_at` are the channels at the image's size, half of it, ..., 4x4: they set the image size. Groups
+    of 4 images share a map of their standard deviation.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Epilogue(nn.Module):
-    """Spread of the batch, a convolution and two layers: (B, 4, 4, C) -> (B, 1)."""
+    """Standard deviation over the batch, a convolution and two layers: (B, 4, 4, C) -> (B, 1)."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.mbstd = nn.MinibatchStd()

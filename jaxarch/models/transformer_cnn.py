@@ -1,4 +1,4 @@
-"""Transformer encoder, then convolutions of several widths over its states (guide A).
+"""Transformer encoder, then convolutions of several widths over its states.
 
 Vaswani et al. 2017, arXiv:1706.03762; Kim 2014, arXiv:1408.5882.
 """
@@ -16,9 +16,9 @@ from jaxarch.errors import UsageError
 class TransformerCNN(nn.Module):
     """ids (B, T), mask (B, T) True where a token is real -> logits (B, num_classes).
 
-    Each layer of the CNN runs every kernel size side by side, with ReLU and dropout, `cnn_hidden_dims`
-    channels each, joined. Then the maximum over the real tokens. Padding is zero before
-    every convolution, so it never matters. Relative positions, as in CustomTransformer.
+    Each layer of the CNN runs every kernel size in parallel, with ReLU and dropout, `cnn_hidden_dims`
+    channels each, concatenated. Then the maximum over the real tokens. Padding is zero before every
+    convolution, so it never matters. Relative positions, as in CustomTransformer.
 
     Raises:
         UsageError: a CNN without layers or kernels.

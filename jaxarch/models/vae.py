@@ -1,4 +1,4 @@
-"""Variational autoencoder (guide E). Kingma and Welling 2013, arXiv:1312.6114."""
+"""Variational autoencoder. Kingma and Welling 2013, arXiv:1312.6114."""
 
 from collections.abc import Sequence
 

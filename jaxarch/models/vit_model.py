@@ -1,4 +1,4 @@
-"""Vision Transformer under the hub's names of `ViTModel`. Dosovitskiy et al. 2020, arXiv:2010.11929."""
+"""Vision Transformer with Hugging Face's names (`ViTModel`). Dosovitskiy et al. 2020, arXiv:2010.11929."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +13,10 @@ from jaxarch.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The hub's settings that decide what is computed; `pooler_output_size` None is `hidden_size`.
+    """The settings of Hugging Face's config that decide what is computed.
 
-    `output_hidden_states` and `output_attentions` are what a call returns unless it says otherwise.
+    `pooler_output_size` None is `hidden_size`. `output_hidden_states` and `output_attentions` are the defaults
+    of the call's arguments.
     """
 
     model_type: ClassVar[str] = "vit"
@@ -38,7 +39,7 @@ class ViTConfig:
     output_hidden_states: bool = False
     output_attentions: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             raise UsageError(f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}")
@@ -115,7 +116,7 @@ class ViTAttention(nn.Module):
 
 
 class ViTIntermediate(nn.Module):
-    """The wide layer and its activation."""
+    """The first, wider layer of the MLP and its activation."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
@@ -142,7 +143,7 @@ class ViTLayer(nn.Module):
 
 
 class ViTEncoder(nn.Module):
-    """The layers one after another: every state, the input's first, and every layer's weights."""
+    """The layers one after another: the input and every layer's output, and every layer's attention weights."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.layer: Any = nn.ModuleList(
@@ -170,7 +171,7 @@ class ViTPooler(nn.Module):
 
 
 class ViTModel(nn.Module):
-    """(B, image_size, image_size, C) -> {"last_hidden_state" (B, T, D), "pooler_output"}, and what is asked for.
+    """(B, image_size, image_size, C) -> {"last_hidden_state" (B, T, D), "pooler_output"}, and more on request.
 
     "hidden_states" are the embeddings and every layer's output, the last one before the last norm;
     "attentions" every layer's weights (B, H, T, T).

@@ -1,4 +1,4 @@
-"""Causal language model with a choice of positions and attention patterns (guide C).
+"""Causal language model with a choice of positions and attention patterns.
 
 Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019. Embeddings start at N(0, 0.02^2); before
 sinusoidal positions they are multiplied by sqrt(d_model), as in Vaswani et al., section 3.4.
@@ -19,7 +19,7 @@ from torchref import nn
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Guide C's settings of the model, its loss and its training.
+    """Settings of the model, its loss and its training.
 
     `use_rope` is encoding_type="rope" and `use_relative_pos` attention_type="relative"; both types are
     derived where they are None ("sinusoidal" and "standard" without the switches). `use_learnable` is
@@ -56,7 +56,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     norm_first: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.use_rope and self.encoding_type not in (None, "rope"):
             raise ValueError(f"use_rope contradicts encoding_type={self.encoding_type!r}: set one")
         if self.use_relative_pos and self.attention_type not in (None, "relative"):
@@ -153,12 +153,12 @@ class AdvancedTransformerModel(nn.Module):
         return tuple(layer.attention.init_cache(batch, max_len) for layer in self.layers)
 
     def decode(self, input_ids: Tensor, cache: tuple[nn.Cache, ...]) -> tuple[Tensor, tuple[nn.Cache, ...]]:
-        """The logits of the next T tokens after those in the cache, and the cache that holds them too."""
-        x, grown = self._embed(input_ids, cache[0].length), []
+        """The logits of the next T tokens after those in the cache, and the cache with them appended."""
+        x, new_cache = self._embed(input_ids, cache[0].length), []
         for layer, old in zip(self.layers, cache, strict=True):
             x, new = layer(x, cache=old)
-            grown.append(new)
-        return self._head(x), tuple(grown)
+            new_cache.append(new)
+        return self._head(x), tuple(new_cache)
 
     def _embed(self, ids: Tensor, offset: int = 0) -> Tensor:
         x = self.word_embedding(ids)
@@ -174,8 +174,8 @@ class AdvancedTransformerModel(nn.Module):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         config, target = self.config, labels[:, 1:]
-        wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-        log_p = wide.log_softmax(-1)
+        upcast = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+        log_p = upcast.log_softmax(-1)
         valid = target != -100
         log_pt = log_p.gather(-1, target.where(valid, 0)[..., None])[..., 0]
         loss = -log_pt

@@ -1,4 +1,4 @@
-"""A GRU pooled by attention over its steps (guide E): Cho et al. 2014; Bahdanau et al. 2014."""
+"""A GRU pooled by attention over its steps: Cho et al. 2014; Bahdanau et al. 2014."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torchref import nn
 class AttnRNN(nn.Module):
     """(B, T, input_size), lengths (B,) in [1, T] or None -> (B, hidden_size).
 
-    With `return_attention` also the weights (B, T), zero at and past the length.
+    With `return_attention` also the weights (B, T), zero from the length on.
     """
 
     def __init__(self, input_size: int, hidden_size: int):

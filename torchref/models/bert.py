@@ -1,6 +1,6 @@
-"""BERT: a bidirectional encoder with a pooler, under the hub's names of `BertModel`.
+"""BERT: a bidirectional encoder with a pooler, with Hugging Face's names (`BertModel`).
 
-Devlin et al. 2018, arXiv:1810.04805. The encoder is a layer, since the models with heads have it too.
+Devlin et al. 2018, arXiv:1810.04805. The encoder is in `nn`, since the models with heads share it.
 """
 
 from torchref import nn

@@ -1,4 +1,4 @@
-"""CNN in the style of LeNet (guide E). LeCun et al. 1998, doi:10.1109/5.726791."""
+"""CNN in the style of LeNet. LeCun et al. 1998, doi:10.1109/5.726791."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torchref import nn
 class CNN(nn.Module):
     """(B, input_channels, H, W) -> (B, num_classes), of images of `image_size` (H, W) only.
 
-    Two convolutions, each with ReLU and a max-pool that halves the map, and two linear layers.
+    Two convolutions, each with ReLU and a max-pool that halves the feature map, and two linear layers.
     """
 
     def __init__(
@@ -42,6 +42,6 @@ class CNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if (found := tuple(x.shape[2:])) != self.image_size:
-            raise ValueError(f"images are {found}, the model was built for image_size {self.image_size}")
+        if (size := tuple(x.shape[2:])) != self.image_size:
+            raise ValueError(f"images are {size}, the model was built for image_size {self.image_size}")
         return self.classifier(self.features(x))

@@ -1,4 +1,4 @@
-"""Generator of what a label asks for (guide E). Mirza and Osindero 2014, arXiv:1411.1784."""
+"""Generator conditioned on the label. Mirza and Osindero 2014, arXiv:1411.1784."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torchref import nn
 class ConditionalGenerator(nn.Module):
     """z (B, latent_dim), labels (B,) in [0, num_classes) -> rows (B, output_dim) in [-1, 1].
 
-    The embedding of the label follows z.
+    The embedding of the label is concatenated to z.
     """
 
     def __init__(

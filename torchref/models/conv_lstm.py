@@ -1,6 +1,6 @@
-"""An LSTM whose products are convolutions over pictures (guide E): Shi et al. 2015, arXiv:1506.04214.
+"""An LSTM over images, with convolutions for its products: Shi et al. 2015, arXiv:1506.04214.
 
-Without the paper's peepholes, whose weights would fix the size of the pictures.
+Without the paper's peepholes, whose weights would fix the size of the images.
 """
 
 import torch
@@ -40,7 +40,7 @@ class ConvLSTM(nn.Module):
     def __init__(self, input_channels: int, hidden_channels: int, kernel_size: int = 3, num_layers: int = 1):
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size {kernel_size} must be odd, so that pictures keep their size")
+            raise ValueError(f"kernel_size {kernel_size} must be odd, so that images keep their size")
         self.hidden_channels = hidden_channels
         self.cells = nn.ModuleList(
             ConvLSTMCell(hidden_channels if i else input_channels, hidden_channels, kernel_size)

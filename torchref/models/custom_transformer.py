@@ -1,4 +1,4 @@
-"""Transformer encoder with relative positions (guide A; Vaswani et al. 2017, Shaw et al. 2018)."""
+"""Transformer encoder with relative positions (Vaswani et al. 2017, Shaw et al. 2018)."""
 
 from torch import Tensor
 

@@ -11,9 +11,9 @@ from torchref import nn
 class DCGANDiscriminator(nn.Module):
     """Images (B, channels, image_size, image_size) -> (B, 1), the probability that they are real.
 
-    Strided convolutions down to 4x4, batch norm in all but the first. `spectral_norm` takes the place of batch
-    norm, which then takes no index, and convolutions get a bias. `output_activation="identity"` gives logits,
-    or the score of a critic. With `return_features` also what the last layer sees (B, F), for feature
+    Strided convolutions down to 4x4, batch norm in all but the first. `spectral_norm` takes the place of
+    batch norm, which then takes no index, and convolutions get a bias. `output_activation="identity"` gives
+    logits, or the score of a critic. With `return_features` also the last layer's input (B, F), for feature
     matching. An image_size that is not 4 times a power of two, 8 at least, is a ValueError.
     """
 
@@ -57,7 +57,7 @@ def conv(
 
 
 def count_stages(image_size: int) -> int:
-    """How often 4 is doubled to give the image size."""
+    """How many times 4 is doubled to give the image size."""
     stages = image_size.bit_length() - 3
     if stages < 1 or image_size != 4 * 2**stages:
         raise ValueError(f"image_size must be 8, 16, 32, ..., not {image_size}")

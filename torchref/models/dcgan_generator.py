@@ -46,7 +46,7 @@ def deconv(in_channels: int, out_channels: int, stride: int, padding: int) -> nn
 
 
 def count_stages(image_size: int) -> int:
-    """How often 4 is doubled to give the image size."""
+    """How many times 4 is doubled to give the image size."""
     stages = image_size.bit_length() - 3
     if stages < 1 or image_size != 4 * 2**stages:
         raise ValueError(f"image_size must be 8, 16, 32, ..., not {image_size}")

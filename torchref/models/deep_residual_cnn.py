@@ -1,4 +1,4 @@
-"""Residual convolutions over a sequence, classified (guide A): He et al. 2015 in one dimension."""
+"""Residual convolutions over a sequence, and a classifier: He et al. 2015 in one dimension."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Fully connected discriminator of images (guide E). Goodfellow et al. 2014, arXiv:1406.2661."""
+"""Fully connected discriminator of images. Goodfellow et al. 2014, arXiv:1406.2661."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from torchref import nn
 class Discriminator(nn.Module):
     """Images (B, channels, image_size, image_size) -> (B, 1), the probability that they are real.
 
-    `output_activation="identity"` gives logits, or the score of a critic. With `return_features` also what
-    the last layer sees (B, F), for feature matching.
+    `output_activation="identity"` gives logits, or the score of a critic. With `return_features` also the
+    last layer's input (B, F), for feature matching.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ TABLE_1 = (
 
 
 class MBConv(nn.Module):
-    """Widen, convolve each channel, squeeze and excite, narrow; a shortcut where the shape is kept.
+    """Expand, depthwise convolution, squeeze and excite, project; a shortcut where the shape stays the same.
 
     (B, C, H, W) -> (B, C', H / stride, W / stride). The shortcut's branch is dropped for whole samples with
     probability `stochastic_depth_prob`.
@@ -62,7 +62,7 @@ class MBConv(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """(B, input_channels, H, W) -> (B, num_classes). Any H and W; the map is a 32nd of them.
+    """(B, input_channels, H, W) -> (B, num_classes). Any H and W; the feature map is a 32nd of them.
 
     Rows of the setting are (expansion, kernel, stride of the first block, channels in, channels out, blocks);
     width_mult scales the channels, depth_mult the blocks. Deeper branches are dropped more often.

@@ -1,4 +1,4 @@
-"""Graph attention network (guide E): Velickovic et al. 2018, arXiv:1710.10903."""
+"""Graph attention network: Velickovic et al. 2018, arXiv:1710.10903."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from torchref import nn
 class GAT(nn.Module):
     """x (N, num_features), edge_index (2, E) -> (N, num_classes): class scores of every node.
 
-    The heads of the first layer are joined, the second has one. `dropout` acts on the hidden features,
+    The heads of the first layer are concatenated, the second has one. `dropout` acts on the hidden features,
     `attention_dropout` on the attention weights of both layers.
     """
 

@@ -1,4 +1,4 @@
-"""Two graph convolutions, mean pooling and a classifier (guide E): Kipf and Welling 2017, arXiv:1609.02907."""
+"""Two graph convolutions, mean pooling and a classifier: Kipf and Welling 2017, arXiv:1609.02907."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from torchref import nn
 class GNN(nn.Module):
     """x (N, num_features), edge_index (2, E), n_node (G,), edge_weight (E,) -> (G, num_classes).
 
-    `n_node` is jraph's: how many nodes each graph has, in order; None is one graph. ReLU and dropout stand
+    `n_node` is jraph's: how many nodes each graph has, in order; None is one graph. ReLU and dropout are
     between the convolutions.
     """
 

@@ -1,4 +1,4 @@
-"""Edges from latent nodes (guide E), as in graph autoencoders: Kipf and Welling 2016, arXiv:1611.07308."""
+"""Edges from latent nodes, as in graph autoencoders: Kipf and Welling 2016, arXiv:1611.07308."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Attention over words, then over sentences (guide A): Yang et al. 2016, doi:10.18653/v1/N16-1174."""
+"""Attention over words, then over sentences: Yang et al. 2016, doi:10.18653/v1/N16-1174."""
 
 import torch
 from torch import Tensor
@@ -27,10 +27,10 @@ class ContextAttention(nn.Module):
 class HierarchicalAttentionNetwork(nn.Module):
     """ids (B, S, W), S at most num_sentences -> logits (B, num_classes).
 
-    Words equal to pad_token_id, and sentences of nothing else, are left out wherever they stand, as if the
-    text had been written without them. A document of padding alone gives the classifier's bias. With
-    `return_attention` also the weights of words (B, S, W) and of sentences (B, S), zero on padding.
-    More sentences than num_sentences are a ValueError.
+    Words equal to pad_token_id, and sentences of nothing else, are left out wherever they occur, as if the
+    text were without them. A document of padding alone gives the classifier's bias. With `return_attention`
+    also the weights of words (B, S, W) and of sentences (B, S), zero on padding. More sentences than
+    num_sentences are a ValueError.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class HierarchicalAttentionNetwork(nn.Module):
         if sentences > self.num_sentences:
             raise ValueError(f"{sentences} sentences are more than num_sentences {self.num_sentences}")
         empty = (ids == self.pad_token_id).all(-1)
-        # Padding moves behind the rest, sentence by sentence and word by word, so that lengths describe it.
+        # Padding moves to the end of each document and sentence, so that lengths describe it.
         sentence_order = empty.long().argsort(dim=-1, stable=True)
         ids = ids.take_along_dim(sentence_order[..., None], 1)
         word_order = (ids == self.pad_token_id).long().argsort(dim=-1, stable=True)
@@ -83,7 +83,9 @@ class HierarchicalAttentionNetwork(nn.Module):
         word_weights = word_weights.take_along_dim(back[..., None], 1)
         return logits, (word_weights, sentence_weights.take_along_dim(back, 1))
 
-    def _read(self, gru, attention, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(
+        self, gru: nn.GRU, attention: ContextAttention, x: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         # The recurrent layers refuse a length of zero; the attention leaves out the one step read instead.
         hidden, _ = gru(x, mask.sum(-1).clamp(min=1))
         return attention(hidden, mask)

@@ -1,4 +1,4 @@
-"""LSTM with attention over its own steps (guide A): Hochreiter and Schmidhuber 1997; Luong et al. 2015."""
+"""LSTM with attention over its own steps: Hochreiter and Schmidhuber 1997; Luong et al. 2015."""
 
 from torch import Tensor
 

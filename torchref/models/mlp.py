@@ -1,4 +1,4 @@
-"""Multi-layer perceptron (guide D). Rumelhart, Hinton and Williams 1986."""
+"""Multi-layer perceptron. Rumelhart, Hinton and Williams 1986."""
 
 from collections.abc import Sequence
 

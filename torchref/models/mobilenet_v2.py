@@ -19,7 +19,7 @@ TABLE_2 = (
 
 
 class InvertedResidual(nn.Module):
-    """Widen, convolve each channel, narrow; a shortcut where the shape is kept.
+    """Expand, depthwise convolution, project; a shortcut where the shape stays the same.
 
     (B, C, H, W) -> (B, C', H / stride, W / stride).
     """
@@ -41,7 +41,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """(B, input_channels, H, W) -> (B, num_classes). Any H and W; the map is a 32nd of them.
+    """(B, input_channels, H, W) -> (B, num_classes). Any H and W; the feature map is a 32nd of them.
 
     Each row of the setting is (expansion, channels, blocks, stride of the first block).
     """

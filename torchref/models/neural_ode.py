@@ -1,4 +1,4 @@
-"""A neural ordinary differential equation (guide E): Chen et al. 2018, arXiv:1806.07366."""
+"""A neural ordinary differential equation: Chen et al. 2018, arXiv:1806.07366."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ class VectorField(nn.Module):
 
 
 class NeuralODE(nn.Module):
-    """x (B, dim) at times[0], times (T,), apart as they may be -> (B, T, dim), the solution at each of times.
+    """x (B, dim) at times[0], times (T,) at any spacing -> (B, T, dim), the solution at each of the times.
 
     euler, midpoint and rk4 take `steps` equal steps from each time to the next, forward or backward.
     dopri5 (Dormand and Prince 1980) chooses its own to meet `rtol` and `atol`, with one step size for the
@@ -92,13 +92,13 @@ class NeuralODE(nn.Module):
         return solve(x, times).transpose(0, 1)
 
     def _fixed(self, x: Tensor, times: Tensor) -> Tensor:
-        advance, found = STEPS[self.method], [x]
+        advance, solutions = STEPS[self.method], [x]
         for start, end in itertools.pairwise(times):
             h = (end - start) / self.steps
             for i in range(self.steps):
                 x = advance(self.field, start + i * h, h, x)
-            found.append(x)
-        return torch.stack(found)
+            solutions.append(x)
+        return torch.stack(solutions)
 
     def _adaptive(self, x: Tensor, times: Tensor) -> Tensor:
         try:

@@ -41,7 +41,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(B, input_channels, H, W) -> (B, num_classes). Any H and W; the map is a 32nd of them.
+    """(B, input_channels, H, W) -> (B, num_classes). Any H and W; the feature map is a 32nd of them.
 
     `block` is "basic" (18 and 34 layers) or "bottleneck"; groups and width_per_group are the latter's.
     """

@@ -1,4 +1,4 @@
-"""Sequence to sequence with GRUs, attention and teacher forcing (guide E): Sutskever et al. 2014; Luong et al. 2015.
+"""Sequence to sequence with GRUs, attention and teacher forcing (Sutskever et al. 2014; Luong et al. 2015).
 
 The decoder attends with its new state and does not feed the result back into the GRU, so that under full
 teacher forcing it runs over the whole target at once.
@@ -40,9 +40,9 @@ class Attention(nn.Module):
 class Seq2SeqRNN(nn.Module):
     """src (B, S), tgt (B, T) that begins with the start token, lengths of src (B,) in [1, S] or None, coins.
 
-    -> logits (B, T, tgt_vocab_size), of the token after each. `coins` (T,) or (B, T) bool says where the
-    decoder reads tgt and where the token it thinks likeliest; it reads the first of tgt always, and all of
-    it if coins is None. `draw_coins` throws them. An unknown attention_type is a ValueError.
+    -> logits (B, T, tgt_vocab_size), of the token after each. Where `coins` (T,) or (B, T) bool is True the
+    decoder's input is tgt (teacher forcing), elsewhere its own likeliest token. The first input is always
+    that of tgt; without coins all are. `draw_coins` draws them. An unknown attention_type is a ValueError.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class Seq2SeqRNN(nn.Module):
             logits, _, weights = self.decode(embedded * keep, state, memory, mask)
             return (logits, weights) if return_attention else logits
         coins = coins.expand(tgt.shape)
-        rows, shown, guess = [], [], tgt[:, 0]
+        rows, row_weights, guess = [], [], tgt[:, 0]
         for t in range(tgt.shape[1]):
             token = tgt[:, t] if t == 0 else torch.where(coins[:, t], tgt[:, t], guess)
             x = (self.tgt_embedding(token) * keep[:, t])[:, None]
             row, state, weight = self.decode(x, state, memory, mask)
             guess = row[:, 0].argmax(-1)
             rows.append(row)
-            shown.append(weight)
-        logits, weights = torch.cat(rows, 1), torch.cat(shown, 1)
+            row_weights.append(weight)
+        logits, weights = torch.cat(rows, 1), torch.cat(row_weights, 1)
         return (logits, weights) if return_attention else logits
 
     def encode(self, src: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -133,7 +133,7 @@ class Seq2SeqRNN(nn.Module):
         """
         memory, state, mask = self.encode(src, lengths)
         batch, vocab = src.shape[0], self.fc.out_features
-        # Beams lie next to each other in the batch: row b * beams + k.
+        # Beams are adjacent in the batch: row b * beams + k.
         memory, state = memory.repeat_interleave(beams, 0), state.repeat_interleave(beams, 1)
         mask = None if mask is None else mask.repeat_interleave(beams, 0)
         scores = torch.full((batch, beams), torch.finfo(memory.dtype).min, dtype=memory.dtype)
@@ -157,5 +157,5 @@ class Seq2SeqRNN(nn.Module):
 
 
 def draw_coins(ratio: float, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    """Coins that fall on the teacher's side with probability `ratio`: bool of `shape`."""
+    """Bools of `shape`, True (teacher forcing) with probability `ratio`."""
     return torch.rand(shape, generator=generator) < ratio

@@ -1,4 +1,4 @@
-"""A tanh RNN whose last step is classified (guide E): Elman 1990."""
+"""A tanh RNN, classified by its last step: Elman 1990."""
 
 from torch import Tensor
 

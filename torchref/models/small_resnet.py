@@ -1,6 +1,6 @@
-"""The small ResNet of guide E. He et al. 2015, arXiv:1512.03385.
+"""A small ResNet. He et al. 2015, arXiv:1512.03385.
 
-As in the guide, convolutions have biases and no norm follows the first one.
+Unlike the paper's, convolutions have biases and no norm follows the first one.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class BiasedResidualBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """(B, input_channels, H, W) -> (B, num_classes). Any H and W; the map is an eighth of them."""
+    """(B, input_channels, H, W) -> (B, num_classes). Any H and W; the feature map is an eighth of them."""
 
     def __init__(
         self,

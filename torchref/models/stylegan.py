@@ -13,10 +13,10 @@ from torchref import nn
 class StyleGANGenerator(nn.Module):
     """z (B, z_dim), noise (B, n) -> images (B, channels, image_size, image_size).
 
-    noise is that of all layers, one after another: n is the sum of the squares of their sizes, 4, 8, 8, 16, 16,
+    noise is that of all layers, concatenated: n is the sum of the squares of their sizes, 4, 8, 8, 16, 16,
     and so on, and for image_size 16 it is 656. `truncation` below 1 pulls w towards its mean `w_avg`, which
-    follows w in train mode. `channels_at` are the channels at 4x4, 8x8, ...: they set the image size. Noise of
-    another length is a ValueError.
+    follows w in train mode. `channels_at` are the channels at 4x4, 8x8, ...: they set the image size. Noise
+    of another length is a ValueError.
     """
 
     def __init__(

@@ -10,8 +10,8 @@ from torchref import nn
 class StyleGANDiscriminator(nn.Module):
     """Images (B, channels, image_size, image_size) -> (B, 1), a logit.
 
-    `channels_at` are the channels at the image's size, half of it, ..., 4x4: they set the image size. Groups of
-    4 images share the map of their spread.
+    `channels_at` are the channels at the image's size, half of it, ..., 4x4: they set the image size. Groups
+    of 4 images share a map of their standard deviation.
     """
 
     def __init__(self, channels: int = 3, channels_at: tuple[int, ...] = (128, 256, 512, 512, 512)):
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class Epilogue(nn.Module):
-    """Spread of the batch, a convolution and two layers: (B, C, 4, 4) -> (B, 1)."""
+    """Standard deviation over the batch, a convolution and two layers: (B, C, 4, 4) -> (B, 1)."""
 
     def __init__(self, channels: int):
         super().__init__()

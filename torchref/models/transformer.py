@@ -1,7 +1,7 @@
-"""Encoder-decoder transformer with guide D's names (Vaswani et al. 2017, arXiv:1706.03762).
+"""Encoder-decoder transformer. Vaswani et al. 2017, arXiv:1706.03762.
 
-As in the guide, embeddings start at N(0, 1) and are not scaled; the encoder, the decoder and the output
-layer share no weights. The guide's decoder does not look at the encoder: `cross_attention=False` is that.
+Unlike the paper's, embeddings start at N(0, 1) and are not scaled, and the encoder, the decoder and the
+output layer share no weights. With `cross_attention=False` the decoder does not attend to the encoder.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torchref import nn
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Guide D's settings; one vocabulary for source and target."""
+    """Settings of the model; source and target share one vocabulary."""
 
     vocab_size: int = 10000
     d_model: int = 512
@@ -26,7 +26,7 @@ class TransformerConfig:
     pad_token_id: int = 0
     cross_attention: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is not in [0, {self.vocab_size})")
 
@@ -34,7 +34,7 @@ class TransformerConfig:
 class DecoderBlock(nn.Module):
     """x (B, T, D), memory (B, S, D) -> (B, T, D), with `cache` also the cache; post-norm, ReLU.
 
-    x = norm1(x + attention), norm3(x + cross_attention), norm2(x + ff). Later positions are never seen.
+    x = norm1(x + attention), norm3(x + cross_attention), norm2(x + ff). Causal.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -117,17 +117,17 @@ class Decoder(nn.Module):
             for layer in self.layers:
                 x = layer(x, memory, mask, memory_mask)
             return x
-        grown = []
+        new_cache = []
         for layer, old in zip(self.layers, cache, strict=True):
             x, new = layer(x, memory, mask, memory_mask, old)
-            grown.append(new)
-        return x, tuple(grown)
+            new_cache.append(new)
+        return x, tuple(new_cache)
 
 
 class Transformer(nn.Module):
     """Source ids (B, S), target ids (B, T) -> logits (B, T, V): at t those of the target's token t + 1.
 
-    Padding (`pad_token_id`) is seen by no one, a later target position by no earlier one. `encode` and
+    Padding (`pad_token_id`) is masked, and so are later target positions for earlier ones. `encode` and
     `decode` are the same function a few target tokens at a time: see `torchref.generate.translate`. Ids
     outside the vocabulary are an IndexError, sequences beyond `max_seq_len` a ValueError.
     """
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
         return self.output_layer(self.decoder(tgt, memory, self._real(tgt), memory_mask))
 
     def encode(self, src: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder reads, (B, S, D), and where it is real, (B, S)."""
+        """The memory (B, S, D) that the decoder attends to, and its mask (B, S), False on padding."""
         return self.encoder(src, self._real(src)), self._real(src)
 
     def init_cache(self, batch: int, max_len: int | None = None) -> tuple[nn.Cache, ...]:
@@ -156,7 +156,7 @@ class Transformer(nn.Module):
     def decode(
         self, tgt: Tensor, cache: tuple[nn.Cache, ...], memory: Tensor, memory_mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[nn.Cache, ...]]:
-        """The logits of the next target tokens, none of them padding, and the cache that holds them too."""
+        """The logits of the next target tokens, none of them padding, and the cache with them appended."""
         x, cache = self.decoder(tgt, memory, None, memory_mask, cache)
         return self.output_layer(x), cache
 

@@ -10,7 +10,7 @@ VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512
 
 
 class VGG(nn.Module):
-    """(B, input_channels, H, W) -> (B, num_classes). H and W of 2 for each "M" or more; pooled to 7 x 7.
+    """(B, input_channels, H, W) -> (B, num_classes). H and W of 2^n or more for n "M"; pooled to 7 x 7.
 
     `cfg` lists the channels of the 3x3 convolutions, and "M" for a max-pool that halves the map.
     """

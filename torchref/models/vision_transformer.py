@@ -1,4 +1,4 @@
-"""Vision Transformer under torchvision's names. Dosovitskiy et al. 2020, arXiv:2010.11929.
+"""Vision Transformer with torchvision's names. Dosovitskiy et al. 2020, arXiv:2010.11929.
 
 Attention dropout is a layer, so that its masks can be injected, and the biases of the MLP start at zero
 (torchvision draws them from N(0, 1e-12)).
@@ -45,7 +45,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Positions, blocks, and a last norm."""
+    """Positional embedding, blocks and a final norm."""
 
     def __init__(
         self,

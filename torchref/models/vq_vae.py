@@ -8,8 +8,8 @@ from torchref import nn
 class VQVAE(nn.Module):
     """Images (B, channels, H, W) -> (reconstruction, loss, ids, perplexity, usage).
 
-    The reconstruction has the images' shape; `loss` is what its error is to be added to; `ids` (B, H * W / 16)
-    are the codes, row by row. `revival` (codes,) in [0, 1) picks the vectors that replace dead codes
+    The reconstruction has the images' shape; `loss` is the quantizer's, to be added to its error; `ids` (B,
+    HW / 16) are the codes, row by row. `revival` (codes,) in [0, 1) picks the vectors that replace dead codes
     (`revive_below`). H and W that are no multiples of 4 are a ValueError.
     """
 
@@ -59,8 +59,14 @@ class VQVAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         if x.shape[2] % 4 or x.shape[3] % 4:
             raise ValueError(f"the height and width of x {tuple(x.shape)} must be multiples of 4")
-        found = self.quantizer(self.encoder(x), revival)
-        return self.decoder(found.values), found.loss, found.ids, found.perplexity, found.usage
+        quantized = self.quantizer(self.encoder(x), revival)
+        return (
+            self.decoder(quantized.values),
+            quantized.loss,
+            quantized.ids,
+            quantized.perplexity,
+            quantized.usage,
+        )
 
 
 class Residual(nn.Module):
