@@ -13,10 +13,11 @@ import transformers
 
 from jaxarch import catalog, state
 from jaxarch.convert import load_state_dict
+from jaxarch.decoding import beam_search, choose, penalize, sample
 from jaxarch.errors import DataError
-from jaxarch.generate import _sample, _search, choose, generate, penalize
+from jaxarch.generate import generate
 from jaxarch.parity.catalog_cases import unweighted
-from torchref.generate import choose as torch_choose
+from torchref.decoding import choose as torch_choose
 from torchref.generate import generate as torch_generate
 
 NAME = "advanced_transformer"
@@ -133,7 +134,7 @@ LENGTHS = np.array([4, 6, 1])
 def test_prompts_of_unequal_length_go_on_as_if_alone(settings):
     """Also under one compilation, whatever the prompts, lengths and draws; padding is never read."""
     t, j = pair("tiny_relative")
-    counted = _search if "beam_size" in settings else _sample
+    counted = beam_search if "beam_size" in settings else sample
     before, seen = counted._cache_size(), set()
     for seed in (0, 1):
         rng = np.random.default_rng(seed)
