@@ -132,7 +132,7 @@ def test_edge_lists():
     for make, says in {
         (lambda: graphs.from_edges([(0, 3)], num_nodes=3)): "edge index 3 is out of range",
         (lambda: graphs.make_graph([[0], [-1]], num_nodes=3)): "edge index -1 is out of range",
-        (lambda: graphs.make_graph([[0.5], [1]], num_nodes=3)): "must be integers",
+        (lambda: graphs.make_graph([[0.5], [1.0]], num_nodes=3)): "must be integers",
         (lambda: graphs.make_graph([[0], [1]])): "needs num_nodes",
         (
             lambda: graphs.make_graph([[0], [1]], num_nodes=2, edges={"e": [1, 2]})
@@ -210,7 +210,7 @@ def test_edges_over_eight_devices():
     """Outputs and gradients are those of one device, and no device holds the messages of another's edges."""
     whole, rngs = large_graph(64, 1021), nnx.Rngs(0)
     mesh = make_mesh(parse_mesh("data=4,fsdp=2"))
-    spread = graphs.spread(whole, mesh)
+    spread = graphs.shard_edges(whole, mesh)
     assert spread.senders.sharding.spec == P(("data", "fsdp", "tensor"))
     assert spread.senders.shape == (1024,)
     assert spread.nodes["x"].sharding.spec == P()
