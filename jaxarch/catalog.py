@@ -7,10 +7,16 @@ import inspect
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxarch import reference
 from jaxarch.errors import UsageError, unknown
 from jaxarch.spec import FAMILIES, Page, read_page
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+PACKAGES = ("jaxarch", reference.PACKAGE)
 
 
 @functools.cache
@@ -46,8 +52,8 @@ def page(name: str) -> Page:
 
 
 def find(name: str) -> tuple[str, str | None]:
-    """(architecture, variant) of a name: an architecture's own, a variant's that only one page has, or both
-    joined, as in efficientnet_b0.
+    """(architecture, variant) of a name: an architecture's, a variant's that only one page has, or both joined,
+    as in efficientnet_b0.
 
     Raises:
         UsageError: none of these; near matches are given.
@@ -66,8 +72,17 @@ def find(name: str) -> tuple[str, str | None]:
 
 
 def model_class(name: str, package: str = "jaxarch") -> type:
-    """The class of an architecture in `jaxarch` or `torchref`."""
-    return getattr(importlib.import_module(f"{package}.models.{name}"), page(name).cls)
+    """The class of an architecture in `jaxarch` or `torchref`.
+
+    Raises:
+        UsageError: unknown name or package, or torch is not installed.
+    """
+    cls = page(name).cls
+    if package not in PACKAGES:
+        raise unknown("package", package, PACKAGES)
+    if package == reference.PACKAGE:
+        return getattr(reference.load(f"models.{name}", f"the PyTorch model {name}"), cls)
+    return getattr(importlib.import_module(f"jaxarch.models.{name}"), cls)
 
 
 def default_variant(name: str) -> str:
@@ -99,7 +114,14 @@ def arguments(name: str, variant: str, overrides: Mapping[str, Any] | None = Non
     return {k: given.get(k, default) for k, default in known.items()}
 
 
-def create_model(name: str, variant: str | None = None, *, package: str = "jaxarch", rngs=None, **overrides):
+def create_model(
+    name: str,
+    variant: str | None = None,
+    *,
+    package: str = "jaxarch",
+    rngs: "nnx.Rngs | int | None" = None,
+    **overrides: Any,
+) -> Any:
     """Build a model of the catalog.
 
     Args:
@@ -109,15 +131,18 @@ def create_model(name: str, variant: str | None = None, *, package: str = "jaxar
         rngs: `nnx.Rngs` or an int seed (default 0); jaxarch only.
         overrides: constructor arguments that take precedence over the page.
 
+    Returns:
+        An instance of the architecture's class: an `nnx.Module`, or a `torch.nn.Module` of torchref.
+
     Raises:
-        UsageError: unknown name, variant or argument.
+        UsageError: unknown name, variant, package or argument, or torch is not installed for "torchref".
     """
     variant = variant or default_variant(name)
     values = arguments(name, variant, overrides)
     cls = model_class(name, package)
-    config = _config_class(cls)
-    own = {f.name for f in dataclasses.fields(config)} if config else set()  # type: ignore[arg-type]
-    args = {k: v for k, v in values.items() if k not in own}
+    config = config_class(cls)
+    fields = {f.name for f in dataclasses.fields(config)} if config else set()  # type: ignore[arg-type]
+    args = {k: v for k, v in values.items() if k not in fields}
     if config:
         args["config"] = config(**{k: v for k, v in values.items() if k not in args})
     if package != "jaxarch":
@@ -129,32 +154,34 @@ def create_model(name: str, variant: str | None = None, *, package: str = "jaxar
     return cls(**args, rngs=rngs if isinstance(rngs, nnx.Rngs) else make_rngs(rngs or 0))
 
 
-def _config_class(cls: type) -> type | None:
+def config_class(cls: type) -> type | None:
     """The frozen dataclass a constructor takes as `config`, if it takes one."""
     annotation = inspect.get_annotations(vars(cls)["__init__"], eval_str=True).get("config")
     return annotation if dataclasses.is_dataclass(annotation) else None  # type: ignore[return-value]
 
 
 def _parameters(cls: type) -> dict[str, Any]:
-    """Argument name -> default, of the constructor, its config dataclass taken apart."""
-    config = _config_class(cls)
-    own = inspect.signature(vars(cls)["__init__"]).parameters
-    given = {**(inspect.signature(config).parameters if config else {}), **own}
+    """Argument name -> default, of the constructor, with the fields of its config dataclass in place of it."""
+    config = config_class(cls)
+    direct = inspect.signature(vars(cls)["__init__"]).parameters
+    parameters = {**(inspect.signature(config).parameters if config else {}), **direct}
     return {
-        k: p.default for k, p in given.items() if k not in ("self", "rngs", "config" if config else "self")
+        k: p.default
+        for k, p in parameters.items()
+        if k not in ("self", "rngs", "config" if config else "self")
     }
 
 
 class ModelFactory:
-    """The guides' name for `create_model`."""
+    """Factory with `create_model`, for code that expects a class."""
 
     @staticmethod
-    def create_model(name: str, config: Mapping[str, Any] | None = None, **overrides):
+    def create_model(name: str, config: Mapping[str, Any] | None = None, **overrides: Any) -> Any:
         """Build `name`; `config` holds constructor arguments, as an entry of MODEL_CONFIGS does."""
         return create_model(name, **{**(config or {}), **overrides})
 
 
-class _ModelConfigs(Mapping):
+class _ModelConfigs(Mapping[str, dict[str, Any]]):
     """Name -> the constructor arguments of the page's default variant; read from the pages when asked."""
 
     def __getitem__(self, name: str) -> dict[str, Any]:

@@ -284,7 +284,7 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
 def _config_class(name: str, kind: str | None = None) -> Any:
     if name not in hub_models().values():
         raise unknown("Hugging Face model", name, hub_models().values())
-    cls: Any = catalog._config_class(catalog.model_class(name))
+    cls: Any = catalog.config_class(catalog.model_class(name))
     if kind not in (None, cls.model_type):
         raise ConversionError(f"the folder holds a {kind} model, {name} is a {cls.model_type} model")
     return cls
