@@ -275,15 +275,11 @@ def sample_command(args) -> int:
 
 def bench_command(args) -> int:
     from jaxarch import bench
-    from jaxarch.errors import require_torch
     from jaxarch.files import write_whole
-
-    require_torch("bench")
-    import torchref.nn
 
     console, timings = Console(stderr=args.json == "-"), []
     for name in args.names:
-        for contest in bench.contests(name, torchref, compiled=not args.no_compile):
+        for contest in bench.contests(name, compiled=not args.no_compile):
             timings.append(timing := bench.measure(contest, args.repeat))
             rates = timing.tokens_per_second
             table = Table(timing.name, "median ms", "ours / theirs", *(["tokens / s"] if rates else []))

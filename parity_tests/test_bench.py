@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import torchref
-import torchref.nn
 from jaxarch import bench, catalog, cli
 from jaxarch.bench import attention, generation
 from jaxarch.errors import JaxarchError, UsageError
@@ -64,7 +62,7 @@ def test_text_is_counted_in_tokens(monkeypatch, tmp_path):
 def test_attention_is_timed_by_length(monkeypatch, tmp_path):
     monkeypatch.setattr(attention, "LENGTHS", (8, 16))
     monkeypatch.setattr(attention, "LAYERS", {k: attention.LAYERS[k] for k in ("full", "chunked")})
-    found = [bench.measure(c, 1) for c in bench.contests("attention", torchref)]
+    found = [bench.measure(c, 1) for c in bench.contests("attention")]
     assert [f.name for f in found] == ["attention 8", "attention 16"]
     assert all(f.seconds.keys() == {"full", "chunked"} and not f.ratio for f in found)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, attention.WIDTH)), jnp.float32)
@@ -74,7 +72,7 @@ def test_attention_is_timed_by_length(monkeypatch, tmp_path):
 
 def test_unknown_names(capsys):
     with pytest.raises(UsageError, match="advanced_cnn"):
-        list(bench.contests("advanced_cn", torchref))
+        list(bench.contests("advanced_cn"))
     assert cli.main(["bench", "mlp", "--repeat", "0", "--no-compile"]) == 2
     assert "repeat" in capsys.readouterr().err
 

@@ -1,6 +1,6 @@
 """Training steps timed against torch, in one process.
 
-The folder is the registry of benchmarks that are no architectures: `jaxarch bench lstm` calls `contests` of
+The folder is the registry of benchmarks other than architectures: `jaxarch bench lstm` calls `contests` of
 `lstm.py`; every other name is an architecture or one of its variants.
 """
 
@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from jaxarch.optim import create_optimizer
 from jaxarch.parity import draw_inputs
 from jaxarch.parity.pair import channels_last
 
+if TYPE_CHECKING:
+    import torch
+
 OURS = "jaxarch"
 IMAGES = 8
 REFUSED = object()
@@ -34,9 +37,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Contest:
-    """The same work done several ways: label -> a call that does it once and returns its loss, or None.
+    """The same work done in several ways: label -> a call that does it once and returns its loss, or None.
 
-    Where the work is to write text, `tokens` says how many a call writes.
+    Where the work is to generate text, `tokens` is the number of tokens a call generates.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of each way, and ours over each other's: below 1 is faster than torch; tokens a second."""
+    """Median seconds of each way, the ratio of ours to each other (below 1: faster than it), tokens a second."""
 
     name: str
     seconds: dict[str, float]
@@ -54,11 +57,11 @@ class Timing:
     tokens_per_second: dict[str, float] = field(default_factory=dict)
 
 
-def contests(name: str, reference: Any, *, compiled: bool = True) -> Iterator[Contest]:
+def contests(name: str, *, compiled: bool = True) -> Iterator[Contest]:
     """The contests of a benchmark, an architecture, or a variant of one.
 
     Args:
-        reference: the package `torchref`.
+        name: of a benchmark of this folder, an architecture or a variant.
         compiled: time torch.compile too.
 
     Raises:
@@ -66,30 +69,31 @@ def contests(name: str, reference: Any, *, compiled: bool = True) -> Iterator[Co
     """
     require_torch("bench")
     if name in (m.name for m in pkgutil.iter_modules(__path__)):
-        yield from importlib.import_module(f"{__name__}.{name}").contests(reference, compiled=compiled)
+        yield from importlib.import_module(f"{__name__}.{name}").contests(compiled=compiled)
     else:
         model, variant = catalog.find(name)
         yield model_contest(name, model, variant or catalog.default_variant(model), compiled)
 
 
 def measure(contest: Contest, repeat: int = 7) -> Timing:
-    """Medians of `repeat` rounds in which all take turns, so that a busy machine slows all alike.
+    """Medians of `repeat` rounds in which all ways take turns, so that a busy machine slows all of them.
 
     Raises:
-        JaxarchError: the losses of the second run differ, so that the ways do different work.
+        UsageError: `repeat` is not positive.
+        JaxarchError: the losses of the second run differ, so the ways do not do the same work.
     """
     if repeat < 1:
         raise UsageError(f"repeat must be at least 1, not {repeat}")
-    told = {
+    second = {
         label: loss for label, run in contest.runs.items() if (loss := _second(label, run)) is not REFUSED
     }
-    losses = {k: v for k, v in told.items() if v is not None}
+    losses = {k: v for k, v in second.items() if v is not None}
     scale = max((abs(v) for v in losses.values()), default=0.0)
     if losses and not max(losses.values()) - min(losses.values()) <= 1e-3 * scale:
         raise JaxarchError(f"bench {contest.name}: the second losses differ: {losses}; run jaxarch parity")
-    seconds: dict[str, list[float]] = {label: [] for label in told}
+    seconds: dict[str, list[float]] = {label: [] for label in second}
     for _ in range(repeat):
-        for label in told:
+        for label in second:
             start = time.perf_counter()
             contest.runs[label]()
             seconds[label].append(time.perf_counter() - start)
@@ -101,7 +105,7 @@ def measure(contest: Contest, repeat: int = 7) -> Timing:
 
 
 def _second(label: str, run: Callable[[], float | None]) -> Any:
-    """What the second run returns, or REFUSED where torch.compile does not take the work; the log says so."""
+    """What the second run returns, or REFUSED, with a warning, where torch.compile fails."""
     if not label.endswith("compiled"):
         return [run(), run()][-1]
     from torch._dynamo.exc import TorchDynamoException
@@ -114,18 +118,20 @@ def _second(label: str, run: Callable[[], float | None]) -> Any:
 
 
 def model_contest(label: str, name: str, variant: str, compiled: bool) -> Contest:
-    """An AdamW step in float32 and train mode (dropout off) from the same weights on the page's inputs, of
-    images on eight."""
+    """An AdamW step in float32 and train mode (dropout off) from the same weights on the page's inputs.
+
+    Images are in batches of eight.
+    """
     import torch
 
     entry = catalog.page(name)
     torch.manual_seed(0)
     image = any(v.kind == "image" for v in entry.inputs.values())
-    drawn = [
+    examples = [
         draw_inputs(entry, catalog.arguments(name, variant), seed, variant=variant)
         for seed in range(IMAGES if image else 1)
     ]
-    inputs = {k: np.concatenate([d[k] for d in drawn])[: IMAGES if image else None] for k in drawn[0]}
+    inputs = {k: np.concatenate([e[k] for e in examples])[: IMAGES if image else None] for k in examples[0]}
     inputs = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in inputs.items()}
     ours = catalog.create_model(name, variant)
     runs: dict[str, Callable[[], float | None]] = {}
@@ -133,12 +139,12 @@ def model_contest(label: str, name: str, variant: str, compiled: bool) -> Contes
     theirs = catalog.create_model(name, variant, package="torchref")
     load_state_dict(ours, theirs.state_dict())
     ours.train()
-    _still(ours)
-    moved = {k: jnp.asarray(channels_last(v, entry.inputs[k].kind)) for k, v in inputs.items()}
-    runs[OURS] = jax_step(ours, moved)
+    _disable_dropout(ours)
+    arrays = {k: jnp.asarray(channels_last(v, entry.inputs[k].kind)) for k, v in inputs.items()}
+    runs[OURS] = jax_step(ours, arrays)
     weights = theirs.state_dict()
     for way in ways:
-        twin = catalog.create_model(name, variant, package="torchref")
+        twin: Any = catalog.create_model(name, variant, package="torchref")
         twin.load_state_dict(weights)
         for module in twin.modules():
             if "dropout" in type(module).__name__.lower():
@@ -155,32 +161,37 @@ def model_contest(label: str, name: str, variant: str, compiled: bool) -> Contes
 
 
 def jax_step(model: nnx.Module, inputs: Mapping[str, Any]) -> Callable[[], float]:
-    """A jitted AdamW step with donated state as a function of nothing."""
+    """A jitted AdamW step with donated state, as a zero-argument callable that returns the loss."""
     graph, params, rest = state.split(model)
     optimizer = create_optimizer("adamw", learning_rate=1e-4)
 
-    def loss_of(params, rest, inputs):
-        merged = state.merge(graph, params, rest)
+    def loss_of(params: state.Flat, rest: state.Flat, inputs: Mapping[str, Any]) -> tuple[Any, state.Flat]:
+        merged: Any = state.merge(graph, params, rest)
         outputs = merged(**inputs)
         return _scalar(outputs, jax.tree.leaves(outputs), jnp.issubdtype), state.rest_of(merged)
 
-    def step(params, rest, moments, inputs):
-        (loss, rest), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, rest, inputs)
-        updates, moments = optimizer.update(gradients, moments, params)
-        return (optax.apply_updates(params, updates), rest, moments), loss
+    def step(
+        params: state.Flat, rest: state.Flat, opt_state: Any, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, state.Flat, Any], jax.Array]:
+        (loss, rest), grads = jax.value_and_grad(loss_of, has_aux=True)(params, rest, inputs)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), rest, opt_state), loss
 
     jitted = jax.jit(step, donate_argnums=(0, 1, 2))
-    kept = {"state": (params, rest, optimizer.init(params))}
+    current = (params, rest, optimizer.init(params))
 
     def run() -> float:
-        kept["state"], loss = jitted(*kept["state"], inputs)
-        return float(jax.block_until_ready((kept["state"], loss))[1])
+        nonlocal current
+        current, loss = jitted(*current, inputs)
+        return float(jax.block_until_ready((current, loss))[1])
 
     return run
 
 
-def torch_step(module: Any, inputs: Mapping[str, Any], *, compiled: bool) -> Callable[[], float]:
-    """The same step of torch."""
+def torch_step(
+    module: "torch.nn.Module", inputs: Mapping[str, Any], *, compiled: bool
+) -> Callable[[], float]:
+    """The same step in torch."""
     import torch
 
     module.train()
@@ -212,8 +223,8 @@ def _scalar(outputs: Any, leaves: Sequence[Any], issubdtype: Any) -> Any:
     return total
 
 
-def _still(model: nnx.Module) -> None:
-    """No dropout: the frameworks would draw other masks, and other losses."""
+def _disable_dropout(model: nnx.Module) -> None:
+    """Dropout off: the frameworks would draw different masks, and the losses would differ."""
     for _, module in nnx.iter_modules(model):
         if hasattr(module, "deterministic"):
             module.deterministic = True

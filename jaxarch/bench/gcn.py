@@ -1,6 +1,6 @@
 """`jaxarch bench gcn`: the GNN's training step on 100,000 nodes and a million edges, with PyG's too if installed.
 
-`python -m jaxarch.bench.gcn WAY [gat]` goes one way in a process of its own, undisturbed by the others' threads,
+`python -m jaxarch.bench.gcn WAY [gat]` times one way in a process of its own, undisturbed by the others' threads,
 and prints a step's time and the process's peak memory.
 """
 
@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,9 @@ from jaxarch import catalog
 from jaxarch.bench import OURS, Contest, jax_step, torch_step
 from jaxarch.convert import load_state_dict
 from jaxarch.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    import torch
 
 NODES, EDGES, FEATURES = 100_000, 1_000_000, 64
 SIZES: Mapping[str, dict[str, Any]] = {
@@ -35,18 +38,18 @@ SIZES: Mapping[str, dict[str, Any]] = {
 PYG = "pyg"
 
 
-def contests(reference: Any, *, compiled: bool, name: str = "gnn") -> Iterator[Contest]:
+def contests(*, compiled: bool, name: str = "gnn") -> Iterator[Contest]:
     """One training step of the model here, in torchref, and with PyG's own convolutions."""
     label = "gcn" if name == "gnn" else name
     yield Contest(label, {way: step(way, name) for way in ways(compiled=compiled)})
 
 
 def ways(*, compiled: bool) -> list[str]:
-    """What can be timed here. torch.compile is left to PyG, whose convolutions it is known to take."""
-    found = [OURS, "torch"]
+    """The ways that can be timed here; torch.compile only of PyG's convolutions, which it supports."""
+    available = [OURS, "torch"]
     if importlib.util.find_spec("torch_geometric"):
-        found += [PYG, *([f"{PYG} compiled"] if compiled else [])]
-    return found
+        available += [PYG, *([f"{PYG} compiled"] if compiled else [])]
+    return available
 
 
 def step(way: str, name: str, nodes: int = NODES, edges: int = EDGES) -> Callable[[], float]:
@@ -70,20 +73,20 @@ def step(way: str, name: str, nodes: int = NODES, edges: int = EDGES) -> Callabl
         load_state_dict(ours, theirs.state_dict())
         return jax_step(ours, {"x": jnp.asarray(x), "edge_index": jnp.asarray(index, jnp.int32)})
     if way.startswith(PYG):
-        with_pygs_layers(theirs, name)
+        use_pyg_layers(theirs, name)
     inputs = {"x": torch.tensor(x), "edge_index": torch.tensor(index)}
     return torch_step(theirs, inputs, compiled=way.endswith("compiled"))
 
 
-def with_pygs_layers(model: Any, name: str) -> None:
-    """PyG's convolutions in place of torchref's, with their weights.
+def use_pyg_layers(model: "torch.nn.Module", name: str) -> None:
+    """Replace torchref's convolutions by PyG's, with the same weights.
 
     Raises:
         UsageError: PyG is not installed.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its import uses what torch deprecates
+            warnings.simplefilter("ignore")  # its import uses deprecated parts of torch
             from torch_geometric import nn as pyg
     except ModuleNotFoundError:
         raise UsageError("this way needs PyTorch Geometric: pip install torch_geometric") from None
@@ -103,26 +106,26 @@ def with_pygs_layers(model: Any, name: str) -> None:
 
 
 def alone(way: str, name: str, repeat: int = 6, **sizes: int) -> tuple[float, float]:
-    """Median seconds of a step, and the most memory in GB that this process has held beyond its imports."""
+    """Median seconds of a step, and the process's peak memory in GB beyond its imports."""
     import resource
 
-    import torch  # noqa: F401  (what an import takes does not count)
+    import torch  # noqa: F401  (an import's memory does not count)
 
-    def held() -> int:
+    def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     if way.startswith(PYG):
         import torch_geometric  # noqa: F401
-    before, run = held(), step(way, name, **sizes)
+    start_peak, run = peak(), step(way, name, **sizes)
     run()
     seconds = []
     for _ in range(repeat):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), (held() - before) / 2**20
+    return statistics.median(seconds), (peak() - start_peak) / 2**20
 
 
 if __name__ == "__main__":
-    told = alone(sys.argv[1], "gat" if "gat" in sys.argv[2:] else "gnn")
-    print("{:.3f} s, {:.2f} GB".format(*told))
+    seconds, memory = alone(sys.argv[1], "gat" if "gat" in sys.argv[2:] else "gnn")
+    print(f"{seconds:.3f} s, {memory:.2f} GB")

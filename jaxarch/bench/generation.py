@@ -4,14 +4,13 @@ A causal model of 4 layers, width 256, 4 heads and 4,096 tokens continues prompt
 """
 
 import functools
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxarch import catalog
+from jaxarch import catalog, reference
 from jaxarch.bench import OURS, Contest
 from jaxarch.convert import load_state_dict
 from jaxarch.generate import generate
@@ -28,8 +27,8 @@ PROMPT, NEW = 32, 96
 BATCHES = (1, 8)
 
 
-def contests(reference: Any, *, compiled: bool) -> Iterator[Contest]:
-    """Each batch size by one call of `generate`; both write the same tokens, whose sum they return."""
+def contests(*, compiled: bool) -> Iterator[Contest]:
+    """Each batch size by one call of `generate`; both generate the same tokens, whose sum they return."""
     import torch
 
     torch.manual_seed(0)
@@ -40,16 +39,16 @@ def contests(reference: Any, *, compiled: bool) -> Iterator[Contest]:
     ours = catalog.create_model("advanced_transformer", "tiny", **SIZE)
     load_state_dict(ours, theirs.state_dict())
     ours.eval()
-    write = importlib.import_module(f"{reference.__name__}.generate").generate
+    torch_generate = reference.load("generate", "bench").generate
     for batch in BATCHES:
         ids = np.random.default_rng(0).integers(0, SIZE["vocab_size"], (batch, PROMPT))
         runs = {
             OURS: functools.partial(total, generate, ours, jnp.asarray(ids)),
-            "torch": functools.partial(total, write, theirs, torch.tensor(ids)),
+            "torch": functools.partial(total, torch_generate, theirs, torch.tensor(ids)),
         }
         yield Contest(f"generation, batch {batch}", runs, tokens=batch * NEW)
 
 
-def total(write: Any, model: Any, ids: Any) -> float:
-    """The sum of the tokens that a call writes."""
-    return float(np.asarray(write(model, ids, NEW)).sum())
+def total(generate: Callable[..., Any], model: Any, ids: Any) -> float:
+    """The sum of the tokens that a call of either package's `generate` returns."""
+    return float(np.asarray(generate(model, ids, NEW)).sum())
