@@ -1,4 +1,4 @@
-"""What training of adversaries needs beside losses: gradient penalties and feature matching."""
+"""Regularisers of GAN training: gradient penalties and feature matching."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,13 @@ def gradient_penalty(
 ) -> Float[Array, ""]:
     """WGAN-GP's (norm of the critic's input gradient - 1)^2, on average (Gulrajani et al. 2017, arXiv:1704.00028).
 
-    Taken between real and fake (B, ...), at real + mix (fake - real) with mix (B,) in [0, 1]. Where the gradient
-    is zero its norm has the derivative 0, torch's: such a row counts in the value and moves no weight.
+    Taken between real and fake (B, ...), at real + mix (fake - real) with mix (B,) in [0, 1]. Where the
+    gradient is zero the derivative of its norm is 0, as in torch: such a row counts in the value and has no
+    gradient.
     """
-    at = real + mix.reshape(-1, *(1,) * (real.ndim - 1)) * (fake - real)
-    gradient = jax.grad(lambda x: critic(x).sum())(jax.lax.stop_gradient(at))
-    return jnp.square(norms(gradient.reshape(len(at), -1)) - 1).mean()
+    x = real + mix.reshape(-1, *(1,) * (real.ndim - 1)) * (fake - real)
+    gradient = jax.grad(lambda x: critic(x).sum())(jax.lax.stop_gradient(x))
+    return jnp.square(norms(gradient.reshape(len(x), -1)) - 1).mean()
 
 
 def real_penalty(

@@ -1,4 +1,4 @@
-"""Self-contained HTML from the templates, and pictures to put inside."""
+"""Self-contained HTML from the templates, and figures to embed."""
 
 import io
 import itertools
@@ -44,8 +44,8 @@ def attention(
     """The words of a document's sentences, shaded by their attention, as a page of HTML.
 
     `weights` are those of the words (S, W) and of the sentences (S,), as HierarchicalAttentionNetwork gives
-    them for one document; entries past the words of a sentence and past the sentences are padding. The
-    darkest word of each sentence is its heaviest; hovering shows a word's share of its sentence.
+    them for one document; entries past the words of a sentence and past the sentences are padding. The word
+    with the largest weight of its sentence is the darkest; hovering shows a word's share of its sentence.
 
     Raises:
         DataError: weights of another shape, fewer than the words, or not within [0, 1].
@@ -60,13 +60,13 @@ def attention(
     if len(words) > by_word.shape[0] or longest > by_word.shape[1]:
         raise DataError(
             f"{len(words)} sentences of up to {longest} words are more than the weights {by_word.shape}:"
-            " cut the text as the model's data did"
+            " truncate the text as the model's data was"
         )
     if not all(((w >= 0) & (w <= 1 + 1e-6)).all() for w in (by_word, by_sentence)):
         raise DataError("attention weights must be in [0, 1]: give the model's weights, not its scores")
     sentences = []
     for row, share, sentence in zip(by_word, by_sentence, words, strict=False):
-        heaviest = row.max(initial=0) or 1.0
-        shown = [{"text": w, "weight": x, "shade": x / heaviest} for w, x in zip(sentence, row, strict=False)]
-        sentences.append({"words": shown, "weight": share})
+        largest = row.max(initial=0) or 1.0
+        tokens = [{"text": w, "weight": x, "shade": x / largest} for w, x in zip(sentence, row, strict=False)]
+        sentences.append({"words": tokens, "weight": share})
     return render("attention.html", title=title, note=note, sentences=sentences)

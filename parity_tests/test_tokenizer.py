@@ -99,7 +99,7 @@ def test_bad_calls(package, folder, tmp_path, monkeypatch):
     tokenizer = package.Tokenizer(folder / "ours", 3, padding=False, truncation=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for call, text in (
-        (lambda: package.Tokenizer("no-such-tokenizer-here"), "neither a folder nor to be had from the hub"),
+        (lambda: package.Tokenizer("no-such-tokenizer-here"), "neither a folder nor available on the Hub"),
         (lambda: package.Tokenizer(tmp_path / "absent"), "no such folder"),
         (lambda: package.Tokenizer(tmp_path / "empty"), "holds no tokenizer"),
         (lambda: package.Tokenizer(folder / "ours", padding="rihgt"), "padding must be one of"),

@@ -27,8 +27,8 @@ def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.99
 
     Nichol and Dhariwal, equation 17.
     """
-    at = np.arange(steps + 1) / steps
-    products = np.cos((at + offset) / (1 + offset) * np.pi / 2) ** 2
+    t = np.arange(steps + 1) / steps
+    products = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
     return np.minimum(1 - products[1:] / products[:-1], largest)
 
 
@@ -46,7 +46,7 @@ class Diffusion:
     schedule: str = "linear"
     prediction: str = "epsilon"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for value, known in ((self.schedule, SCHEDULES), (self.prediction, PREDICTIONS)):
             if value not in known:
                 raise ValueError(f"unknown {value!r}: known: {', '.join(known)}")
@@ -63,22 +63,23 @@ class Diffusion:
 
     def q_sample(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The images x after t + 1 steps of noise: sqrt(a) x + sqrt(1 - a) noise."""
-        signal, spread = self._scales(t, x)
-        return signal * x + spread * noise
+        alpha, sigma = self.scales(t, x)
+        return alpha * x + sigma * noise
 
     def target(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the model is to predict: the noise, or v = sqrt(a) noise - sqrt(1 - a) x."""
-        signal, spread = self._scales(t, x)
-        return noise if self.prediction == "epsilon" else signal * noise - spread * x
+        """The model's target: the noise, or v = sqrt(a) noise - sqrt(1 - a) x."""
+        alpha, sigma = self.scales(t, x)
+        return noise if self.prediction == "epsilon" else alpha * noise - sigma * x
 
     def split(self, x: Tensor, t: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """(image, noise) of the noisy x, as the model's output has them."""
-        signal, spread = self._scales(t, x)
+        """(image, noise) that the model's output predicts for the noisy x."""
+        alpha, sigma = self.scales(t, x)
         if self.prediction == "epsilon":
-            return (x - spread * output) / signal, output
-        return signal * x - spread * output, spread * x + signal * output
+            return (x - sigma * output) / alpha, output
+        return alpha * x - sigma * output, sigma * x + alpha * output
 
-    def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(a) and sqrt(1 - a) at t (B,), in a shape and dtype that scale `like` (B, ...)."""
         products = self.products
         return row_of(np.sqrt(products), t, like), row_of(np.sqrt(1 - products), t, like)
 
@@ -88,18 +89,18 @@ def ddpm_sample(
 ) -> Tensor:
     """Images from the noise x (B, ...), by every step of the reverse process.
 
-    noise (steps, B, ...) is that of each step in order; the last is not used. The variance is that of the
-    posterior. `clip` bounds the image that each step predicts.
+    noise (steps, B, ...) is the noise of each step in order; the last is not used. The variance is that of
+    the posterior. `clip` bounds the image that each step predicts.
     """
     betas, products = diffusion.betas, diffusion.products
-    before = np.append(1.0, products[:-1])
-    of_image = betas * np.sqrt(before) / (1 - products)
-    of_x = (1 - before) * np.sqrt(1 - betas) / (1 - products)
-    spread = np.sqrt(betas * (1 - before) / (1 - products))
+    previous = np.append(1.0, products[:-1])
+    image_coef = betas * np.sqrt(previous) / (1 - products)
+    x_coef = (1 - previous) * np.sqrt(1 - betas) / (1 - products)
+    sigma = np.sqrt(betas * (1 - previous) / (1 - products))
     for step, i in enumerate(reversed(range(diffusion.steps))):
         t = torch.full((len(x),), i, device=x.device)
         image, _ = clipped(diffusion, x, t, predict(x, t), clip)
-        x = row_of(of_image, t, x) * image + row_of(of_x, t, x) * x + row_of(spread, t, x) * noise[step]
+        x = row_of(image_coef, t, x) * image + row_of(x_coef, t, x) * x + row_of(sigma, t, x) * noise[step]
     return x
 
 
@@ -119,29 +120,32 @@ def ddim_sample(
     times = ddim_times(diffusion, steps)
     if eta > 0 and noise is None:
         raise ValueError("eta needs the noise of every step")
-    products, after = ddim_products(diffusion, times)
-    spread = eta * np.sqrt((1 - after) / (1 - products) * (1 - products / after))
+    products, following = ddim_products(diffusion, times)
+    sigma = eta * np.sqrt((1 - following) / (1 - products) * (1 - products / following))
     for step, i in enumerate(times):
         t = torch.full((len(x),), int(i), device=x.device)
-        at = torch.full_like(t, step)
-        image, drift = clipped(diffusion, x, t, predict(x, t), clip)
-        x = row_of(np.sqrt(after), at, x) * image + row_of(np.sqrt(1 - after - spread**2), at, x) * drift
+        index = torch.full_like(t, step)
+        image, epsilon = clipped(diffusion, x, t, predict(x, t), clip)
+        x = (
+            row_of(np.sqrt(following), index, x) * image
+            + row_of(np.sqrt(1 - following - sigma**2), index, x) * epsilon
+        )
         if noise is not None:
-            x = x + row_of(spread, at, x) * noise[step]
+            x = x + row_of(sigma, index, x) * noise[step]
     return x
 
 
 def guided(model: Callable[..., Tensor], labels: Tensor, null: int, scale: float) -> Predictor:
-    """A predictor that moves away from what the model says without a class: n + scale (c - n).
+    """Classifier-free guidance: n + scale (c - n), with c the model's output for the labels (B,), n for no class.
 
-    scale 1 is the model with the labels (B,), 0 without.
+    scale 1 is the conditional model (guidance off), 0 the unconditional one.
     """
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        nobody = torch.full_like(labels, null)
-        both = model(torch.cat((x, x)), torch.cat((t, t)), torch.cat((labels, nobody)))
-        known, unknown = both.chunk(2)
-        return unknown + scale * (known - unknown)
+        no_class = torch.full_like(labels, null)
+        both = model(torch.cat((x, x)), torch.cat((t, t)), torch.cat((labels, no_class)))
+        conditional, unconditional = both.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
 
     return predict
 
@@ -159,7 +163,7 @@ def ddim_times(diffusion: Diffusion, steps: int) -> np.ndarray:
 
 
 def ddim_products(diffusion: Diffusion, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """alpha bar at the times, and at those that follow them; after the last it is 1."""
+    """alpha bar at the times, and at the times after each; after the last it is 1."""
     products = diffusion.products[times]
     return products, np.append(products[1:], 1.0)
 
@@ -167,13 +171,13 @@ def ddim_products(diffusion: Diffusion, times: np.ndarray) -> tuple[np.ndarray, 
 def clipped(
     diffusion: Diffusion, x: Tensor, t: Tensor, output: Tensor, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """(image, noise) with the image in [-clip, clip] and the noise that goes with it."""
+    """(image, noise) with the image clipped to [-clip, clip] and the noise that corresponds to it."""
     image, noise = diffusion.split(x, t, output)
     if clip is None:
         return image, noise
     image = image.clamp(-clip, clip)
-    signal, spread = diffusion._scales(t, x)
-    return image, (x - signal * image) / spread
+    alpha, sigma = diffusion.scales(t, x)
+    return image, (x - alpha * image) / sigma
 
 
 def row_of(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:

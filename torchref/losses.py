@@ -1,8 +1,8 @@
-"""Losses with the names, arguments and reductions of `jaxarch.train.losses`; the classes, or the features, come last.
+"""Losses with jaxarch's names, arguments and reductions; the classes, or the features, come last.
 
-Everywhere: a mean over nothing (empty, all ignored, all weights zero) is 0, where torch gives NaN; infinite logits
-and log-probabilities count as very large finite ones, so that a masked class (-inf) costs nothing where its
-target is 0. A NaN that comes in goes out. An unknown choice is a ValueError.
+Everywhere: a mean of no elements (empty, all ignored, all weights zero) is 0, where torch gives NaN; infinite
+logits and log-probabilities are clipped to very large finite ones, so that a masked class (-inf) adds nothing
+where its target is 0. A NaN input gives NaN. An unknown choice is a ValueError.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,8 +30,8 @@ def cross_entropy(
 ) -> Tensor:
     """torch.nn.functional.cross_entropy with the classes last: logits (*b, c), labels (*b) or soft (*b, c).
 
-    The mean is over the labels that count, each by its class's `weight`; over all rows for soft targets, which
-    know no ignored ones.
+    The mean is over the labels that count, each by its class's `weight`; over all rows for soft targets, none
+    of which are ignored.
     """
     soft = labels.is_floating_point()
     if soft and ignore_index != -100:
@@ -47,8 +47,8 @@ def cross_entropy(
     if soft:
         return _reduce(loss, reduction)
     valid = labels != ignore_index
-    own = valid if weight is None else torch.where(valid, weight[torch.where(valid, labels, 0)], 0)
-    return _reduce(loss, reduction, own.sum())
+    weights = valid if weight is None else torch.where(valid, weight[torch.where(valid, labels, 0)], 0)
+    return _reduce(loss, reduction, weights.sum())
 
 
 def label_smoothing_loss(
@@ -142,10 +142,10 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, *, temperature: float =
     """
     x = embeddings
     unit = F.normalize(x, dim=-1)
-    itself = torch.eye(x.shape[0], dtype=torch.bool)
-    similarity = _finite(unit @ unit.T / temperature).masked_fill(itself, _lowest(x.dtype))
+    diagonal = torch.eye(x.shape[0], dtype=torch.bool)
+    similarity = _finite(unit @ unit.T / temperature).masked_fill(diagonal, _lowest(x.dtype))
     log_p = F.log_softmax(similarity, -1)
-    positive = (labels[:, None] == labels) & ~itself
+    positive = (labels[:, None] == labels) & ~diagonal
     count = positive.sum(-1)
     loss = -torch.where(positive, log_p, 0).sum(-1) / count.clamp(min=1)
     return _reduce(loss, "mean", (count > 0).sum())
@@ -182,34 +182,35 @@ def triplet_loss(
 def mined_triplet_loss(
     embeddings: Tensor, labels: Tensor, *, margin: float = 1.0, mining: str = "hard"
 ) -> Tensor:
-    """Triplets found in the batch: max(margin + d(anchor, positive) - d(anchor, negative), 0).
+    """Triplets mined from the batch: max(margin + d(anchor, positive) - d(anchor, negative), 0).
 
-    "hard" (Hermans et al. 2017): each anchor with its farthest positive and its nearest negative; the mean over
-    the anchors that have both. "semi_hard" (Schroff et al. 2015): each pair of anchor and positive with
-    the nearest negative beyond the positive, or the farthest negative if none is beyond; the mean over the
+    "hard" (Hermans et al. 2017): each anchor with its farthest positive and its nearest negative; the mean
+    over the anchors that have both. "semi_hard" (Schroff et al. 2015): each pair of anchor and positive with
+    the nearest negative farther than the positive, or the farthest negative if none is; the mean over the
     pairs whose anchor has a negative. Equal distances share the gradient.
     """
     x = embeddings
     distance = (x[:, None] - x[None]).norm(dim=-1)
-    far = torch.finfo(x.dtype).max
-    alike = labels[:, None] == labels
-    positive = alike & ~torch.eye(x.shape[0], dtype=torch.bool)
+    largest = torch.finfo(x.dtype).max
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(x.shape[0], dtype=torch.bool)
     if x.shape[0] == 0:
         return x.sum()
     if mining == "hard":
-        count = positive.any(-1) & ~alike.all(-1)
-        together = torch.where(positive, distance, -1).amax(-1)
-        apart = torch.where(alike, far, distance).amin(-1)
+        count = positive.any(-1) & ~same.all(-1)
+        positive_distance = torch.where(positive, distance, -1).amax(-1)
+        negative_distance = torch.where(same, largest, distance).amin(-1)
     elif mining == "semi_hard":
-        count = positive & ~alike.all(-1)[:, None]
-        together = distance
-        beyond = ~alike[:, None, :] & (distance[:, None, :] > distance[:, :, None])
-        nearest = torch.where(beyond, distance[:, None, :], far).amin(-1)
-        farthest = torch.where(alike, -1, distance).amax(-1)
-        apart = torch.where(beyond.any(-1), nearest, farthest[:, None])
+        count = positive & ~same.all(-1)[:, None]
+        positive_distance = distance
+        farther = ~same[:, None, :] & (distance[:, None, :] > distance[:, :, None])
+        nearest = torch.where(farther, distance[:, None, :], largest).amin(-1)
+        farthest = torch.where(same, -1, distance).amax(-1)
+        negative_distance = torch.where(farther.any(-1), nearest, farthest[:, None])
     else:
         raise ValueError(f"unknown mining {mining!r}: known: {', '.join(MININGS)}")
-    return _reduce(torch.where(count, (margin + together - apart).clamp(min=0), 0), "mean", count.sum())
+    loss = (margin + positive_distance - negative_distance).clamp(min=0)
+    return _reduce(torch.where(count, loss, 0), "mean", count.sum())
 
 
 # ---------------------------------------------------------------------------------------------- regression
@@ -279,7 +280,7 @@ def vae_loss(
 
 
 def gan_discriminator_loss(real: Tensor, fake: Tensor, *, kind: str = "minimax") -> Tensor:
-    """What a discriminator minimises, given its scores (logits) of real and generated samples.
+    """The discriminator's loss, given its scores (logits) of real and generated samples.
 
     "minimax" and "non_saturating" (Goodfellow et al. 2014): binary cross-entropy; "hinge" (Lim and Ye 2017);
     "wasserstein" (Arjovsky et al. 2017), whose constraint on the discriminator is the caller's.
@@ -296,7 +297,7 @@ def gan_discriminator_loss(real: Tensor, fake: Tensor, *, kind: str = "minimax")
 
 
 def gan_generator_loss(fake: Tensor, *, kind: str = "non_saturating") -> Tensor:
-    """What a generator minimises, given the discriminator's scores (logits) of its samples.
+    """The generator's loss, given the discriminator's scores (logits) of its samples.
 
     "minimax": log(1 - p); "non_saturating": -log p; "hinge" and "wasserstein": minus the score.
     """
@@ -328,8 +329,8 @@ def distillation_loss(
     student = F.log_softmax(_finite(student_logits) / temperature, -1)
     teacher = F.log_softmax(_finite(teacher_logits.detach()) / temperature, -1)
     valid = labels != ignore_index
-    apart = kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
-    soft = _reduce(torch.where(valid, apart, 0), "mean", valid.sum()) * temperature**2
+    divergence = kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+    soft = _reduce(torch.where(valid, divergence, 0), "mean", valid.sum()) * temperature**2
     hard = cross_entropy(student_logits, labels, ignore_index=ignore_index)
     return alpha * soft + (1 - alpha) * hard
 

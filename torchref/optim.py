@@ -1,4 +1,4 @@
-"""torch's optimizers by the names of `jaxarch.train.optim`, and Lion, which torch lacks."""
+"""torch's optimizers by jaxarch's names, and Lion, which torch lacks."""
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
@@ -32,10 +32,10 @@ class Lion(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                update = (b1 * average + (1 - b1) * p.grad).sign()
+                exp_avg = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                update = (b1 * exp_avg + (1 - b1) * p.grad).sign()
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
-                average.mul_(b2).add_(p.grad, alpha=1 - b2)
+                exp_avg.mul_(b2).add_(p.grad, alpha=1 - b2)
         return loss
 
 
@@ -64,17 +64,18 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of the name `kind`; weights of two or more dimensions decay, biases and norms do not.
 
-    `groups`: glob of parameter names -> `learning_rate`, `lr_scale`, `weight_decay` (which then acts on all of
-    the group) or any option; the first glob that matches counts. The parameters carry their names into the state.
+    `groups`: glob of parameter names -> `learning_rate`, `lr_scale`, `weight_decay` (which then applies to
+    all of the group) or any option; the first glob that matches counts. The parameters carry their names into
+    the state.
     """
-    made: dict[tuple[str, bool], dict[str, Any]] = {}
+    param_groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, p in model.named_parameters():
         glob = next((g for g in groups or {} if fnmatch.fnmatchcase(name, g)), "")
         fields = {"weight_decay": weight_decay if p.ndim > 1 else 0.0, **(groups or {}).get(glob, {})}
         fields["lr"] = fields.pop("learning_rate", learning_rate) * fields.pop("lr_scale", 1.0)
-        same = "weight_decay" in (groups or {}).get(glob, {}) or p.ndim > 1
-        made.setdefault((glob, same), {"params": [], **fields})["params"].append((name, p))
-    return OPTIMIZERS[kind](list(made.values()), lr=learning_rate, **options)
+        decays = "weight_decay" in (groups or {}).get(glob, {}) or p.ndim > 1
+        param_groups.setdefault((glob, decays), {"params": [], **fields})["params"].append((name, p))
+    return OPTIMIZERS[kind](list(param_groups.values()), lr=learning_rate, **options)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, model: Module, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""torch's learning rate schedulers by the names of `jaxarch.train.schedules`."""
+"""torch's learning rate schedulers by jaxarch's names."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,9 @@ import torch
 from torch.optim import lr_scheduler
 
 FACTORS: dict[str, Callable[[float], float]] = {
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    "linear": lambda done: 1 - done,
-    "constant": lambda done: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "constant": lambda progress: 1.0,
 }
 SCHEDULERS: dict[str, Callable[..., lr_scheduler.LRScheduler]] = {
     "step": lr_scheduler.StepLR,
@@ -34,21 +34,21 @@ def create_schedule(
         max_lr = [group["lr"] for group in optimizer.param_groups]
         return lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps, **{"cycle_momentum": False, **options})
 
-    def rise(step: int) -> float:
+    def warmup(step: int) -> float:
         return (step + 1) / max(warmup_steps, 1)
 
     if kind in FACTORS:
 
         def factor(step: int) -> float:
-            done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-            return rise(step) if step < warmup_steps else FACTORS[kind](min(done, 1.0))
+            progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+            return warmup(step) if step < warmup_steps else FACTORS[kind](min(progress, 1.0))
 
         return lr_scheduler.LambdaLR(optimizer, factor)
     if kind in LENGTHS:
         options.setdefault(LENGTHS[kind], max(total_steps - warmup_steps, 1))
     if not warmup_steps:
         return SCHEDULERS[kind](optimizer, **options)
-    warm = lr_scheduler.LambdaLR(optimizer, rise)
+    warmup_schedule = lr_scheduler.LambdaLR(optimizer, warmup)
     return lr_scheduler.SequentialLR(
-        optimizer, [warm, SCHEDULERS[kind](optimizer, **options)], [warmup_steps]
+        optimizer, [warmup_schedule, SCHEDULERS[kind](optimizer, **options)], [warmup_steps]
     )

@@ -1,4 +1,4 @@
-"""Guide C's tokenizer: text to ids and masks and back, over `transformers`; and training one on own text.
+"""Text to ids and masks and back, over `transformers`, and training of a tokenizer on text files.
 
 Byte-level BPE: Sennrich et al. 2016, arXiv:1508.07909; Radford et al. 2019.
 """
@@ -19,14 +19,14 @@ PROBE_SECONDS = 10
 class Tokenizer:
     """Text -> {"input_ids" (B, T) int64, "attention_mask" (B, T) bool} -> text.
 
-    `model_name` is a folder, or a name on the hub. `padding` is that of `transformers`: True or "longest"
-    pads to the longest of a batch, "max_length" to `max_length`, False not at all. With `truncation` longer
-    texts are cut to `max_length`. A tokenizer without a padding token pads with its end token. `backend` is
-    the `transformers` tokenizer.
+    `model_name` is a folder, or a name on the Hugging Face Hub. `padding` is that of `transformers`: True or
+    "longest" pads to the longest of a batch, "max_length" to `max_length`, False not at all. With
+    `truncation` longer texts are cut to `max_length`. A tokenizer without a padding token pads with its end
+    token. `backend` is the `transformers` tokenizer.
 
-    An unknown padding and a `max_length` below 1 are ValueErrors; so are, in a call, text that is none, a text
-    longer than `max_length` without truncation, texts of unequal length without padding. Where no tokenizer
-    is to be had, that is an OSError.
+    An unknown padding and a `max_length` below 1 are ValueErrors; so are, in a call, input that is not a
+    string, a text longer than `max_length` without truncation, texts of unequal length without padding. A
+    tokenizer that is not available is an OSError.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Tokenizer:
     def create_attention_mask(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> (B, T): False on the run of padding at the padded side of each row; a padding token within
         the text, such as an end token that serves as one, is text."""
-        given = input_ids != self.backend.pad_token_id
+        not_padding = input_ids != self.backend.pad_token_id
         if self.backend.padding_side == "left":
-            return given.cumsum(1) > 0
-        return given.flip(1).cumsum(1).flip(1) > 0
+            return not_padding.cumsum(1) > 0
+        return not_padding.flip(1).cumsum(1).flip(1) > 0
 
     def decode_tokens(self, token_ids: Any, skip_special_tokens: bool = True) -> str | list[str]:
         """The text of a row (T,) of ids, or the texts of rows (B, T); ids outside the vocabulary are an
@@ -108,8 +108,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train a byte-level BPE tokenizer on text files (UTF-8) and write it to a folder.
 
-    Every text comes back exactly: what is not in the vocabulary is spelled in bytes. A `vocab_size` smaller
-    than the 256 bytes and the end token, no files, and a file that is not UTF-8 are ValueErrors.
+    Decoding restores every text exactly: what is not in the vocabulary is encoded as bytes. A `vocab_size`
+    smaller than the 256 bytes and the end token, no files, and a file that is not UTF-8 are ValueErrors.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -135,7 +135,7 @@ def train_tokenizer(
 
 
 def open_tokenizer(name: str | Path) -> Any:
-    """The `transformers` tokenizer of a folder, of the hub's local copies, or of the hub; else an OSError."""
+    """The `transformers` tokenizer of a folder, of the Hub's local cache, or of the Hub; else an OSError."""
     from huggingface_hub import model_info
     from transformers import AutoTokenizer
 
@@ -150,14 +150,14 @@ def open_tokenizer(name: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(name), local_files_only=True)
     except (OSError, ValueError):
-        pass  # no local copy
+        pass  # not in the local cache
     try:
-        # Without this, an unreachable hub costs a minute of repeated attempts.
+        # Without this, an unreachable Hub costs a minute of retries.
         model_info(str(name), timeout=PROBE_SECONDS)
         return AutoTokenizer.from_pretrained(str(name))
-    except Exception as e:  # whatever HTTP library the hub's client has
+    except Exception as e:  # the exceptions depend on the Hub client's HTTP library
         raise OSError(
-            f"{name} is neither a folder nor to be had from the hub: download a tokenizer to a folder and "
+            f"{name} is neither a folder nor available on the Hub: download a tokenizer to a folder and "
             f"name that ({_first_line(e)})"
         ) from e
 

@@ -30,21 +30,23 @@ def train_steps(
     does not clip. `optimizer_state` is what `load_optimizer_state` takes, or torch's own state_dict; `options`
     are those of `create_optimizer`, groups with an `lr_scale` included.
     """
-    made = create_optimizer(model, optimizer, learning_rate=1.0, weight_decay=weight_decay, **options)
-    scales = [group["lr"] for group in made.param_groups]
+    torch_optimizer = create_optimizer(
+        model, optimizer, learning_rate=1.0, weight_decay=weight_decay, **options
+    )
+    scales = [group["lr"] for group in torch_optimizer.param_groups]
     if optimizer_state is not None and "param_groups" in optimizer_state:
-        made.load_state_dict(dict(optimizer_state))
+        torch_optimizer.load_state_dict(dict(optimizer_state))
     elif optimizer_state is not None:
-        load_optimizer_state(made, model, optimizer_state)
+        load_optimizer_state(torch_optimizer, model, optimizer_state)
     losses = []
     for step, batch in enumerate(batches, start_step):
-        for group, scale in zip(made.param_groups, scales, strict=True):
+        for group, scale in zip(torch_optimizer.param_groups, scales, strict=True):
             group["lr"] = scale * (learning_rate(step) if callable(learning_rate) else learning_rate)
-        made.zero_grad()
+        torch_optimizer.zero_grad()
         loss = loss_fn(model, batch)
         loss.backward()
         if max_grad_norm > 0:
             clip_grad_norm_(model.parameters(), max_grad_norm)
-        made.step()
+        torch_optimizer.step()
         losses.append(loss.item())
-    return losses, made
+    return losses, torch_optimizer
