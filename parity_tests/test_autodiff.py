@@ -268,7 +268,7 @@ def test_anomaly_is_named(ours, theirs, primitive, phase, line):
     his.double()
     load_state_dict(mine, his.state_dict())
     x = np.random.default_rng(0).normal(size=(4, 4))
-    says = rf"made by {primitive}, {phase}, in module 2\.0, at"
+    says = rf"produced by {primitive}, {phase}, in module 2\.0, at"
     with pytest.raises(autodiff.AnomalyError, match=says) as caught:
         autodiff.detect_anomaly(squares, mine, jnp.asarray(x))
     with pytest.raises(reference.AnomalyError, match=rf"NaN .* {phase}, in module 2\.0, at") as other:
@@ -279,7 +279,7 @@ def test_anomaly_is_named(ours, theirs, primitive, phase, line):
     for check, model, x in ((autodiff, mine, jnp.asarray(bad)), (reference, his, torch.from_numpy(bad))):
         found = check.first_anomaly(squares, model, x)
         assert found.primitive == "argument"
-        assert str(found) == "argument [1] came in with it"
+        assert str(found) == "argument [1] was already non-finite"
 
 
 def test_no_anomaly_costs_nothing_but_a_test():

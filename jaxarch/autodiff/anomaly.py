@@ -1,4 +1,4 @@
-"""Which operation of which module made the first NaN, forward or backward, and on which line."""
+"""Which operation of which module produced the first NaN, forward or backward, and on which line."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 from flax import nnx
-from jax._src import source_info_util  # the one place that knows the user's line of an equation
+from jax._src import source_info_util  # the only source of an equation's user line
 from jax._src.core import DropVar
 
 from jaxarch import state
@@ -35,8 +35,9 @@ CALLS = {
 class Anomaly:
     """Where the first NaN (or infinity) that reached the results came from.
 
-    `primitive` is "argument" if it came in from outside, and `module` its path then; `phase` is forward or
-    backward; `line` is FILE:LINE (FUNCTION), of the forward call that a backward operation belongs to.
+    `primitive` is "argument" if an argument was already non-finite, and `module` is then its path; `phase` is
+    forward or backward; `line` is FILE:LINE (FUNCTION), of the forward call that a backward operation belongs
+    to.
     """
 
     primitive: str
@@ -46,16 +47,16 @@ class Anomaly:
 
     def __str__(self) -> str:
         if self.primitive == "argument":
-            return f"{self.module} came in with it"
+            return f"{self.module} was already non-finite"
         where = f"module {self.module}" if self.module else "no module"
-        return f"made by {self.primitive}, {self.phase}, in {where}, at {self.line}"
+        return f"produced by {self.primitive}, {self.phase}, in {where}, at {self.line}"
 
 
 class AnomalyError(DivergenceError):
     """A result is not finite; `anomaly` says why."""
 
     def __init__(self, what: str, anomaly: Anomaly | None):
-        cause = "it arises in compiled code only" if anomaly is None else str(anomaly)
+        cause = "it occurs in compiled code only" if anomaly is None else str(anomaly)
         super().__init__(f"{what} in the loss or its gradient: {cause}")
         self.anomaly = anomaly
 
@@ -72,39 +73,41 @@ def enable_autograd_detection(
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """A function (model, *arguments) -> (loss, gradients by path) that raises where either is NaN.
 
-    The model's running statistics and random streams move on as in a call of its own. As long as all is
-    well the price is that of one test of the results; the search starts when it fails.
+    The model's running statistics and random streams advance as in a plain call. As long as the results are
+    finite the cost is that of one check of them; the search starts when it fails.
 
     Args:
         loss_fn: (model, *arguments) -> scalar.
-        infinities: take infinities for anomalies, too.
+        infinities: report infinities, too.
 
     Raises:
         AnomalyError: from the returned function; it names the primitive, the module and the line.
     """
 
-    def graded(graph, params, rest, arguments):
-        def loss_of(params):
+    def graded(
+        graph: nnx.GraphDef, params: state.Flat, rest: state.Flat, arguments: tuple[Any, ...]
+    ) -> tuple[Any, state.Flat, state.Flat]:
+        def loss_of(params: state.Flat) -> tuple[Any, state.Flat]:
             model = state.merge(graph, params, rest)
             with named(model):
                 loss = loss_fn(model, *arguments)
             return loss, state.rest_of(model)
 
-        (loss, after), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-        return loss, gradients, after
+        (loss, new_rest), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return loss, gradients, new_rest
 
     compiled = jax.jit(graded, static_argnums=0)
 
     @functools.wraps(loss_fn)
     def checked(model: nnx.Module, *arguments: Any) -> tuple[Any, dict[str, Any]]:
         graph, params, rest = state.split(model)
-        loss, gradients, after = compiled(graph, params, rest, arguments)
-        if _any_bad((loss, gradients, after), infinities):
+        loss, gradients, new_rest = compiled(graph, params, rest, arguments)
+        if _any_bad((loss, gradients, new_rest), infinities):
             run = functools.partial(graded, graph)
             names = ({k: k for k in params}, {k: k for k in rest}, _names(arguments))
             anomaly = _search(run, (params, rest, arguments), names, infinities)
             raise AnomalyError("NaN or infinity" if infinities else "NaN", anomaly)
-        state.update(model, after)
+        state.update(model, new_rest)
         return loss, gradients
 
     return checked
@@ -113,20 +116,20 @@ def enable_autograd_detection(
 def first_anomaly(function: Callable[..., Any], *arguments: Any, infinities: bool = False) -> Anomaly | None:
     """Where the first NaN in the results of any function comes from; None if they have none.
 
-    Operations know their module if an argument is an nnx module, or if the function names them as a step
-    with a monitor does. A jitted function is taken apart; what it donates is not.
+    Operations are attributed to modules if an argument is an nnx module, or if the function names them as a
+    step with a monitor does. A jitted function is inlined; its donated arguments stay valid.
     """
-    taken = [state.split(a) if isinstance(a, nnx.Module) else None for a in arguments]
-    leaves = tuple((t.params, t.rest) if t else a for t, a in zip(taken, arguments, strict=True))
+    splits = [state.split(a) if isinstance(a, nnx.Module) else None for a in arguments]
+    leaves = tuple((s.params, s.rest) if s else a for s, a in zip(splits, arguments, strict=True))
 
-    def run(*leaves):
+    def run(*leaves: Any) -> Any:
         with contextlib.ExitStack() as stack:
-            own = []
-            for split, leaf in zip(taken, leaves, strict=True):
-                own.append(leaf if split is None else state.merge(split.graph, *leaf))
+            merged = []
+            for split, leaf in zip(splits, leaves, strict=True):
+                merged.append(leaf if split is None else state.merge(split.graph, *leaf))
                 if split is not None:
-                    stack.enter_context(named(own[-1]))
-            return function(*own)
+                    stack.enter_context(named(merged[-1]))
+            return function(*merged)
 
     return _search(run, leaves, _names(leaves), infinities)
 
@@ -135,7 +138,7 @@ def first_anomaly(function: Callable[..., Any], *arguments: Any, infinities: boo
 def named(model: nnx.Module) -> Iterator[None]:
     """Every operation traced within carries its module's path as a name scope."""
 
-    def hook(path, run):
+    def hook(path: str, run: Callable[[], Any]) -> Any:
         with jax.named_scope(path) if path else contextlib.nullcontext():
             return run()
 
@@ -144,12 +147,12 @@ def named(model: nnx.Module) -> Iterator[None]:
 
 
 def _names(arguments: Any) -> Any:
-    """For each leaf how to speak of it."""
+    """A name for each leaf, for messages."""
     return jax.tree_util.tree_map_with_path(lambda p, _: f"argument {jax.tree_util.keystr(p)}", arguments)
 
 
 def _bad(value: Any, infinities: bool) -> Any:
-    """Whether an array has a NaN; integers, keys and the like have none."""
+    """Whether an array has a NaN; integers, keys and other non-floats have none."""
     if not jnp.issubdtype(
         jnp.result_type(value) if not hasattr(value, "dtype") else value.dtype, jnp.inexact
     ):
@@ -174,14 +177,20 @@ def _search(run: Callable[..., Any], arguments: tuple, names: Any, infinities: b
     return _descend(traced.jaxpr, traced.consts, values, jax.tree.leaves(names), infinities, None)
 
 
-def _descend(jaxpr, consts, values, names, infinities, outer: Anomaly | None) -> Anomaly | None:
-    """The first equation whose result is bad and whose operands are not, among those that made a bad result."""
-
+def _descend(
+    jaxpr: Any,
+    consts: list[Any],
+    values: list[Any],
+    names: list[str],
+    infinities: bool,
+    outer: Anomaly | None,
+) -> Anomaly | None:
+    """The first equation with a bad result and no bad operand, among those that a bad output depends on."""
     order = [*jaxpr.invars, *(v for e in jaxpr.eqns for v in e.outvars if not isinstance(v, DropVar))]
-    bad_of = functools.partial(_bad, infinities=infinities)
-    judge = jax.jit(lambda *values: [bad_of(v) for v in _evaluate(jaxpr, consts, order, values)])
-    bad = {v for v, flag in zip(order, judge(*values), strict=True) if flag}
-    # From the bad results back to where they start; a NaN that a mask takes out is nobody's fault.
+    is_bad = functools.partial(_bad, infinities=infinities)
+    flags = jax.jit(lambda *values: [is_bad(v) for v in _evaluate(jaxpr, consts, order, values)])(*values)
+    bad = {v for v, flag in zip(order, flags, strict=True) if flag}
+    # From the bad outputs back to their origin; a NaN that is masked out is not reported.
     reached = {v for v in jaxpr.outvars if _is_variable(v) and v in bad}
     if not reached and outer is None:
         return None
@@ -199,36 +208,37 @@ def _descend(jaxpr, consts, values, names, infinities, outer: Anomaly | None) ->
     if first is None:
         return outer
     equation = jaxpr.eqns[first]
-    told = _describe(equation, outer)
+    anomaly = _describe(equation, outer)
     inner = _inner(equation)
     if not inner:
-        return told
-    known = _operands(equation, jaxpr, consts, values)
+        return anomaly
+    operands = _operands(equation, jaxpr, consts, values)
     if equation.primitive.name == "cond":
-        branch = inner[int(known[0])]
-        return _descend(branch.jaxpr, branch.consts, known[1:], [""] * (len(known) - 1), infinities, told)
-    consts = getattr(inner[0], "consts", [])
-    return _descend(getattr(inner[0], "jaxpr", inner[0]), consts, known, [""] * len(known), infinities, told)
+        branch, operands = inner[int(operands[0])], operands[1:]
+        return _descend(branch.jaxpr, branch.consts, operands, [""] * len(operands), infinities, anomaly)
+    jaxpr, consts = getattr(inner[0], "jaxpr", inner[0]), getattr(inner[0], "consts", [])
+    return _descend(jaxpr, consts, operands, [""] * len(operands), infinities, anomaly)
 
 
 def _is_variable(atom: Any) -> bool:
     return not isinstance(atom, jax.extend.core.Literal)
 
 
-def _evaluate(jaxpr: Any, consts: Any, wanted: list[Any], values: Any) -> list[Any]:
+def _evaluate(jaxpr: Any, consts: Any, variables: list[Any], values: Any) -> list[Any]:
     """The values of some variables of a jaxpr."""
-    renamed = jaxpr.replace(outvars=wanted, debug_info=jaxpr.debug_info.with_unknown_names())
+    renamed = jaxpr.replace(outvars=variables, debug_info=jaxpr.debug_info.with_unknown_names())
     return jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(renamed, consts))(*values)
 
 
 def _operands(equation: Any, jaxpr: Any, consts: Any, values: Any) -> list[Any]:
-    wanted = [v for v in equation.invars if _is_variable(v)]
-    known = dict(zip(wanted, jax.jit(lambda *x: _evaluate(jaxpr, consts, wanted, x))(*values), strict=True))
-    return [known[v] if _is_variable(v) else jnp.asarray(v.val, v.aval.dtype) for v in equation.invars]
+    variables = [v for v in equation.invars if _is_variable(v)]
+    evaluated = jax.jit(lambda *x: _evaluate(jaxpr, consts, variables, x))(*values)
+    value_of = dict(zip(variables, evaluated, strict=True))
+    return [value_of[v] if _is_variable(v) else jnp.asarray(v.val, v.aval.dtype) for v in equation.invars]
 
 
 def _inner(equation: Any) -> list[Any]:
-    """The jaxprs of a call or of a condition's branches; loops are not taken apart."""
+    """The jaxprs of a call or of a condition's branches; loops are not searched."""
     if equation.primitive.name == "cond":
         return list(equation.params["branches"])
     if equation.primitive.name not in CALLS:

@@ -34,10 +34,10 @@ def fisher_diagonal(
         logits: (params, x) -> (B, C); rows must not depend on each other, so batch norm in eval mode.
     """
 
-    def row(own):
-        x, label = own
+    def row(example: tuple[Array, Array | None]) -> dict[str, Array]:
+        x, label = example
 
-        def log_p(params):
+        def log_p(params: dict[str, Any]) -> Float[Array, " c"]:
             return jax.nn.log_softmax(logits(params, x[None])[0])
 
         if label is not None:
@@ -46,7 +46,7 @@ def fisher_diagonal(
         weights = jnp.exp(log_p(dict(params)))
         return {k: jnp.tensordot(weights, g**2, 1) for k, g in by_class.items()}
 
-    # One row after another: the gradients of all rows at once may not fit.
+    # Row by row: the gradients of all rows at once may not fit in memory.
     return {k: v.mean(0) for k, v in jax.lax.map(row, (x, labels)).items()}
 
 
@@ -61,7 +61,7 @@ def top_eigenvalue(
             the eigenvalue's by its square.
     """
 
-    def advance(_, vector):
+    def advance(_: Any, vector: dict[str, Array]) -> dict[str, Array]:
         return normalised(hvp(loss, params, vector))
 
     vector = jax.lax.fori_loop(0, steps, advance, normalised(start))

@@ -37,7 +37,7 @@ class CustomGradientFunction:
 
 
 @jax.custom_vjp
-def _custom_linear(x, weight, bias):
+def _custom_linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return CustomGradientFunction.forward(x, weight, bias)[0]
 
 

@@ -1,4 +1,4 @@
-"""Gradients that went wrong, by path, and whether they are right at all."""
+"""Non-finite, exploding and vanishing gradients by path, and gradients checked against differences."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -34,20 +34,20 @@ NOT_ANALYTIC = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one array: `kind` is nan, inf, exploding or vanishing; `value` how many entries are
-    nan or inf, or the root mean square."""
+    """The problem of one array: `kind` is nan, inf, exploding or vanishing; `value` is the number of nan or
+    inf entries, or the root mean square."""
 
     path: str
     kind: str
     value: float
 
     def __str__(self) -> str:
-        told = (
+        detail = (
             f"{self.value:.0f} entries"
             if self.kind in ("nan", "inf")
             else f"root mean square {self.value:.1e}"
         )
-        return f"{self.path}: {self.kind} ({told})"
+        return f"{self.path}: {self.kind} ({detail})"
 
 
 class AutogradDebugger:
@@ -67,9 +67,9 @@ class AutogradDebugger:
         The arrays stay on their devices; a few numbers of each come to the host.
         """
         findings = []
-        told_of = jax.device_get(_statistics(dict(gradients)))
+        on_host = jax.device_get(_statistics(dict(gradients)))
         for path in gradients:
-            nans, infs, size = (float(x) for x in told_of[path])
+            nans, infs, size = (float(x) for x in on_host[path])
             if nans:
                 findings.append(Finding(path, "nan", nans))
             elif infs:
@@ -83,8 +83,8 @@ class AutogradDebugger:
 
 def statistics(gradients: Flat) -> dict[str, tuple[Any, Any, Any]]:
     """The number of NaN, of Inf, and the root mean square of each array; for use inside a jitted step, too."""
-    wide = {k: g.astype(wide_dtype(g.dtype)) for k, g in gradients.items()}
-    return {k: (jnp.isnan(g).sum(), jnp.isinf(g).sum(), jnp.sqrt((g**2).mean())) for k, g in wide.items()}
+    upcast = {k: g.astype(wide_dtype(g.dtype)) for k, g in gradients.items()}
+    return {k: (jnp.isnan(g).sum(), jnp.isinf(g).sum(), jnp.sqrt((g**2).mean())) for k, g in upcast.items()}
 
 
 _statistics = jax.jit(statistics)
@@ -106,7 +106,7 @@ def verify_gradients(
         point: float64 arrays, where the gradient is taken.
         method: "central" differences (f(x + h) - f(x - h)) / 2h, or "complex" Im f(x + ih) / h, which has no
             cancellation and is exact to rounding, where the function is analytic.
-        step: h; 1e-6 or 1e-30 unless told.
+        step: h; by default 1e-6 or 1e-30.
         samples: how many entries of each array, drawn with `seed`.
 
     Raises:
@@ -116,30 +116,31 @@ def verify_gradients(
         raise unknown("method", method, METHODS)
     for path, value in point.items():
         if value.dtype != jnp.float64:
-            raise UsageError(f"{path} is {value.dtype}: differences mean little below float64")
+            raise UsageError(f"{path} is {value.dtype}: differences are too inexact below float64")
     h = STEPS[method] if step is None else step
-    start = {k: np.asarray(v) for k, v in point.items()}
+    base = {k: np.asarray(v) for k, v in point.items()}
     gradients = {k: np.asarray(g) for k, g in jax.jit(jax.grad(function))(dict(point)).items()}
     value_at = jax.jit(function)
 
-    def at(path, index, change):
-        value = start[path].astype(complex if isinstance(change, complex) else float)
+    def perturbed(path: str, index: tuple[Any, ...], change: complex) -> dict[str, np.ndarray]:
+        value = base[path].astype(complex if isinstance(change, complex) else float)
         value[index] += change
-        return {**start, path: value}
+        return {**base, path: value}
 
     rng = np.random.default_rng(seed)
     errors = {}
     for path, gradient in gradients.items():
-        chosen = rng.choice(gradient.size, min(samples, gradient.size), replace=False)
+        entries = rng.choice(gradient.size, min(samples, gradient.size), replace=False)
         worst = 0.0
         if method == "complex":
-            analytic(function, at(path, (0,) * gradient.ndim, 0j))
-        for index in (np.unravel_index(i, gradient.shape) for i in chosen):
+            analytic(function, perturbed(path, (0,) * gradient.ndim, 0j))
+        for index in (np.unravel_index(i, gradient.shape) for i in entries):
             if method == "complex":
                 with jax.numpy_dtype_promotion("standard"):  # the other paths stay real
-                    slope = value_at(at(path, index, 1j * h)).imag.item() / h
+                    slope = value_at(perturbed(path, index, 1j * h)).imag.item() / h
             else:
-                slope = (value_at(at(path, index, h)) - value_at(at(path, index, -h))).item() / (2 * h)
+                above, below = (value_at(perturbed(path, index, change)) for change in (h, -h))
+                slope = (above - below).item() / (2 * h)
             worst = max(worst, abs(slope - gradient[index].item()))
         errors[path] = worst / max(float(np.linalg.norm(gradient)), math.sqrt(np.finfo(float).tiny))
     return errors
@@ -149,7 +150,7 @@ def analytic(function: Callable[[dict[str, Any]], Any], point: Flat) -> None:
     """Check that the complex step applies to a function at a complex point.
 
     Raises:
-        UsageError: an operation on the way has no complex derivative, or JAX does not have it for complex numbers.
+        UsageError: an operation has no complex derivative, or JAX does not have it for complex numbers.
     """
     try:
         with jax.numpy_dtype_promotion("standard"):
@@ -165,13 +166,13 @@ def analytic(function: Callable[[dict[str, Any]], Any], point: Flat) -> None:
 
 def operations(jaxpr: Any) -> list[tuple[str, list[Any]]]:
     """The primitives of a jaxpr and of those inside it, with their operands' dtypes."""
-    found = []
+    result = []
     for equation in jaxpr.eqns:
-        found.append((equation.primitive.name, [v.aval.dtype for v in equation.invars]))
+        result.append((equation.primitive.name, [v.aval.dtype for v in equation.invars]))
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(inner):
-                found += operations(getattr(inner, "jaxpr", inner))
-    return found
+                result += operations(getattr(inner, "jaxpr", inner))
+    return result
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What there is to compute on, and how much memory a piece of code takes."""
+"""The available devices, and how much memory a piece of code uses."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ import jax
 def device_info() -> dict[str, Any]:
     """Framework, backend, processes, host memory, and for each local device its name and memory in bytes.
 
-    Memory figures of a device are 0 where the backend does not tell them, as on the CPU.
+    Memory figures of a device are 0 where the backend does not report them, as on the CPU.
     """
     devices = []
     for device in jax.local_devices():
@@ -59,7 +59,7 @@ class MemoryReport:
 
 @contextlib.contextmanager
 def memory_monitor(name: str) -> Iterator[MemoryReport]:
-    """Fills the report when the code within ends."""
+    """A report that is filled in when the code within ends."""
     report = MemoryReport(name)
     before, peak, host = live(), device_peak(), host_peak()
     try:
@@ -71,16 +71,16 @@ def memory_monitor(name: str) -> Iterator[MemoryReport]:
 
 
 def live() -> tuple[int, int]:
-    """The bytes and the number of the arrays that exist."""
+    """The bytes and the number of the live arrays."""
     arrays = jax.live_arrays()
     return sum(a.nbytes for a in arrays), len(arrays)
 
 
 def device_peak() -> int:
-    """The most bytes that the local devices held at a time, in all."""
+    """The peak memory of the local devices in bytes, summed."""
     return sum(int((d.memory_stats() or {}).get("peak_bytes_in_use", 0)) for d in jax.local_devices())
 
 
 def host_peak() -> int:
-    """The most bytes that this process held at a time."""
+    """The peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

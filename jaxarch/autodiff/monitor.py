@@ -25,19 +25,20 @@ TINY = 1e-12  # a weight of norm zero gives a large ratio, not an infinite one
 class AutogradMonitor:
     """Per path: norms of gradient, update and weight, their ratio, dead rows, zeros, histograms.
 
-    The measures are a dictionary from measure to path to array; the path "" stands for the whole model:
+    The measures are a dictionary from measure to path to array; the path "" is the whole model:
 
     - `grad_norm`, `update_norm`, `weight_norm`: 2-norms; `ratio`: update over weight.
     - `dead_rows`: of a weight of two or more dimensions, the fraction of output units without any gradient.
-    - `zero_activations`: of each module's output, the fraction that is exactly zero; what `watch` saw.
+    - `zero_activations`: of each module's output, the fraction that is exactly zero, from `watch`.
     - `histogram`: how many gradient entries have log10 |g| in each of `bins` equal parts of [`low`, `high`);
       what lies outside is in the first or last. Left out with `bins` 0.
 
     Args:
-        model: names the paths and says along which axis a weight's output units lie.
+        model: gives the paths, and the axis of the output units of each weight.
         activations: glob of the module paths whose output is watched; "" for none.
-        every: zeros and histograms, which read every entry again, are taken at each `every`-th step and are -1
-            at the others. The step is an argument of `watch` and `measure`; without it they are taken.
+        every: zeros and histograms, which read every entry again, are measured at each `every`-th step and
+            are -1 at the others. The step is an argument of `watch` and `measure`; without it they are
+            measured.
     """
 
     def __init__(
@@ -60,30 +61,30 @@ class AutogradMonitor:
     def watch(self, model: nnx.Module, step: Any = None) -> Iterator[dict[str, Array]]:
         """Fills the dictionary with each module's fraction of zero outputs, the mean over its calls.
 
-        Every operation carries its module's path as a name scope: it shows in traces and error reports. Calls
-        inside loops and rematerialised blocks are not seen; the block itself is.
+        Every operation carries its module's path as a name scope, visible in traces and error reports. Calls
+        inside loops and rematerialised blocks are not recorded; the block itself is.
         """
-        seen: dict[str, Array] = {}
+        zeros: dict[str, Array] = {}
         calls: dict[str, int] = {}
-        here = jax.extend.core.get_opaque_trace_state(convention="nnx")
+        outer = jax.extend.core.get_opaque_trace_state(convention="nnx")
 
-        def hook(path, run):
+        def hook(path: str, run: Callable[[], Any]) -> Any:
             with jax.named_scope(path) if path else contextlib.nullcontext():
                 output = run()
-            inner = jax.extend.core.get_opaque_trace_state(convention="nnx") != here
+            inner = jax.extend.core.get_opaque_trace_state(convention="nnx") != outer
             if inner or not is_float(output) or not fnmatch.fnmatchcase(path, self.activations):
                 return output
             fixed = jax.lax.stop_gradient(output)
-            zeros, n = self._due(step, lambda: fraction(fixed == 0)), calls.get(path, 0)
-            seen[path] = (seen[path] * n + zeros) / (n + 1) if n else zeros
+            value, n = self._due(step, lambda: fraction(fixed == 0)), calls.get(path, 0)
+            zeros[path] = (zeros[path] * n + value) / (n + 1) if n else value
             calls[path] = n + 1
             return output
 
         with observe(model, hook):
-            yield seen
+            yield zeros
 
     def measure(self, params: Flat, gradients: Flat, updates: Flat, step: Any = None) -> Measures:
-        """The measures of one step but for `zero_activations`; all three are by path, `params` before the step."""
+        """The measures of one step except `zero_activations`; all three are by path, `params` before the step."""
         grad_norm, update_norm, weight_norm = (norms(x) for x in (gradients, updates, params))
         measures: Measures = {
             "grad_norm": grad_norm,
@@ -98,12 +99,13 @@ class AutogradMonitor:
             )
         return measures
 
-    def _due(self, step: Any, take: Callable[[], Any]) -> Any:
+    def _due(self, step: Any, measure: Callable[[], Any]) -> Any:
+        """The measure at each `every`-th step, -1 at the others."""
         if step is None or self.every == 1:
-            return take()
-        shapes = jax.eval_shape(take)
+            return measure()
+        shapes = jax.eval_shape(measure)
         skip = lambda: jax.tree.map(lambda x: jnp.full(x.shape, -1, x.dtype), shapes)  # noqa: E731
-        return jax.lax.cond(step % self.every == 0, take, skip)
+        return jax.lax.cond(step % self.every == 0, measure, skip)
 
     def table(self, measures: Measures, measure: str = "grad_norm") -> str:
         """The measures of one step as text, a line for each path, the largest `measure` first."""
@@ -125,12 +127,12 @@ def is_float(output: Any) -> bool:
 
 
 def fraction(true: Array) -> Array:
-    """How much of a boolean array is true."""
+    """The fraction of a boolean array that is true."""
     return true.mean(dtype=jnp.result_type(float))
 
 
 def norms(values: Flat) -> dict[str, Array]:
-    """The 2-norm of each array, and under "" that of all together."""
+    """The 2-norm of each array, and under "" that of all of them."""
     squares = {k: (v.astype(wide_dtype(v.dtype)) ** 2).sum() for k, v in values.items()}
     return {WHOLE: jnp.sqrt(sum(squares.values())), **{k: jnp.sqrt(v) for k, v in squares.items()}}
 
@@ -144,6 +146,6 @@ def dead_rows(gradient: Array, axis: int) -> Array:
 def histogram(values: Array, edges: list[float]) -> Array:
     """How many absolute values lie between neighbouring edges, below the first and above the last."""
     size = jnp.abs(values)
-    # Comparisons instead of a scatter: they vectorise, and a sharded array stays where it is.
+    # Comparisons instead of a scatter: they vectorise, and a sharded array stays sharded.
     below = [jnp.zeros((), int), *((size < e).sum() for e in edges), jnp.full((), values.size, int)]
     return jnp.diff(jnp.stack(below))

@@ -1,4 +1,4 @@
-"""What is done to gradients between the backward pass and the optimizer."""
+"""Transformations of gradients between the backward pass and the optimizer: clipping, accumulation."""
 
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ def GradientClipper(
 
 
 class AccumulatorState(NamedTuple):
-    """How many gradients there are so far, their share of the mean, and the optimizer's own state."""
+    """The number of gradients accumulated, their part of the mean, and the inner optimizer's state."""
 
     count: Any
     total: Any
@@ -35,7 +35,7 @@ class AccumulatorState(NamedTuple):
 
 
 def GradientAccumulator(optimizer: optax.GradientTransformation, every: int) -> optax.GradientTransformation:
-    """Step with the mean of `every` gradients; the updates between are zero.
+    """Step with the mean of `every` gradients; the updates in between are zero.
 
     Raises:
         UsageError: `every` is not positive.
@@ -49,15 +49,15 @@ def GradientAccumulator(optimizer: optax.GradientTransformation, every: int) -> 
         )
 
     def update(updates: Any, state: AccumulatorState, params: Any = None) -> tuple[Any, AccumulatorState]:
-        # optax.MultiSteps keeps a running mean whose weights are float32; torch adds up parts.
+        # optax.MultiSteps keeps a running mean with float32 weights; torch sums g / every.
         total = jax.tree.map(lambda t, g: t + g / every, state.total, updates)
         zeros = jax.tree.map(jnp.zeros_like, total)
 
-        def take():
-            changes, inner = optimizer.update(total, state.inner, params)
-            return changes, AccumulatorState(jnp.zeros((), jnp.int32), zeros, inner)
+        def take() -> tuple[Any, AccumulatorState]:
+            inner_updates, inner = optimizer.update(total, state.inner, params)
+            return inner_updates, AccumulatorState(jnp.zeros((), jnp.int32), zeros, inner)
 
-        def wait():
+        def wait() -> tuple[Any, AccumulatorState]:
             return zeros, AccumulatorState(state.count + 1, total, state.inner)
 
         return jax.lax.cond(state.count + 1 == every, take, wait)

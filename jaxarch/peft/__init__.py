@@ -1,4 +1,4 @@
-"""Adapters that are put on a model from outside: LoRA and P-tuning."""
+"""Adapters added to any model: LoRA and P-tuning."""
 
 from jaxarch.versions import check_versions
 

@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters beside the linear layers of any model, by their paths.
+"""LoRA: low-rank adapters parallel to the linear layers of any model, by their paths.
 
 Hu et al. 2021, arXiv:2106.09685. Names and files are those of the `peft` library.
 """
@@ -23,7 +23,7 @@ from jaxarch.state import join
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 LEAVES = ("lora_A.weight", "lora_B.weight")
-# Settings of the peft library that change what is computed, and the values that are computed here.
+# Settings of the peft library that change what is computed, and the supported values.
 REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -38,11 +38,11 @@ REQUIRED: Mapping[str, tuple[Any, ...]] = {
 
 
 class Frozen(nnx.Variable):
-    """A weight that is not trained: converted, saved, and without optimizer state."""
+    """A weight that is not trainable: converted and saved, but without optimizer state."""
 
 
 class LoRALayer(Module):
-    """x A B alpha / rank: (..., in_features) -> (..., out_features). B starts at zero, A as a Linear does.
+    """x A B alpha / rank: (..., in_features) -> (..., out_features). B is initialised to zero, A as in a Linear.
 
     Raises:
         UsageError: a rank below 1.
@@ -70,12 +70,12 @@ class LoRALayer(Module):
         return self.lora_B(self.lora_A(self.lora_dropout(x))) * self.scale
 
     def delta(self) -> Float[Array, "i o"]:
-        """What the layer adds to a weight stored (in, out)."""
+        """The update of a weight stored (in, out)."""
         return self.lora_A.weight[...] @ self.lora_B.weight[...] * self.scale
 
 
 class LoRALinear(Module):
-    """A Linear, or GPT-2's Conv1D, with a LoRALayer beside it: (..., in) -> (..., out)."""
+    """A Linear, or GPT-2's Conv1D, with a LoRALayer parallel to it: (..., in) -> (..., out)."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class LoRALinear(Module):
         self.base_layer = linear
         self.scale, self.rank, self.alpha = layer.scale, rank, alpha
         self.lora_dropout, self.lora_A, self.lora_B = layer.lora_dropout, layer.lora_A, layer.lora_B
-        self.kept: Any = nnx.data(None)
+        self.original_weight: Any = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         y = self.base_layer(x)
@@ -101,32 +101,32 @@ class LoRALinear(Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the adapter is inside the weight."""
-        return self.kept is not None
+        """Whether the adapter is merged into the weight."""
+        return self.original_weight is not None
 
     @property
     def weight(self) -> Array:
         """The weight with the adapter, for code that reads a layer's weight."""
-        own = self.base_layer.weight[...]
-        return own if self.merged else own + LoRALayer.delta(self)  # type: ignore[arg-type]
+        base = self.base_layer.weight[...]
+        return base if self.merged else base + LoRALayer.delta(self)  # type: ignore[arg-type]
 
     @property
-    def bias(self) -> Any:
-        """The layer's own."""
+    def bias(self) -> nnx.Variable | None:
+        """The base layer's."""
         return self.base_layer.bias
 
     def merge(self) -> None:
-        """Put the adapter into the weight; the weight as it was is kept."""
+        """Merge the adapter into the weight; a copy of the original weight is stored."""
         if not self.merged:
             merged = self.weight
-            self.kept = Frozen(self.base_layer.weight[...])
+            self.original_weight = Frozen(self.base_layer.weight[...])
             self.base_layer.weight[...] = merged
 
     def unmerge(self) -> None:
-        """The weight as it was, bit for bit."""
+        """Restore the original weight, bit for bit."""
         if self.merged:
-            self.base_layer.weight[...] = self.kept[...]
-            self.kept = nnx.data(None)
+            self.base_layer.weight[...] = self.original_weight[...]
+            self.original_weight = nnx.data(None)
 
 
 def apply_lora(
@@ -138,34 +138,34 @@ def apply_lora(
     *,
     rngs: nnx.Rngs,
 ) -> list[str]:
-    """Put adapters beside the linear layers whose path matches, and freeze everything else, in place.
+    """Add adapters to the linear layers whose path matches, and freeze everything else, in place.
 
     Args:
         match: patterns of paths with `*`, one or several joined by `|`: "*.w_q|*.w_v".
 
     Returns:
-        The paths of the layers that got one.
+        The paths of the layers that got an adapter.
 
     Raises:
         UsageError: a pattern matches no linear layer, or the model has adapters.
     """
     if adapted(model):
-        raise UsageError("the model has adapters: merge and remove them, or build it anew")
+        raise UsageError("the model has adapters: merge and remove them, or create a new model")
     linears = {join(p): m for p, m in nnx.iter_modules(model) if isinstance(m, Linear | Conv1D)}
-    found: list[str] = []
+    paths: list[str] = []
     for pattern in match.split("|"):
         hits = fnmatch.filter(linears, pattern)
         if not hits:
             raise unknown("linear layer", pattern, linears)
-        found += [h for h in hits if h not in found]
+        paths += [h for h in hits if h not in paths]
     freeze(model)
-    for path in found:
+    for path in paths:
         put(model, path, LoRALinear(linears[path], rank, alpha, dropout, rngs=rngs))
-    return found
+    return paths
 
 
 def remove_lora(model: nnx.Module) -> None:
-    """Put the plain layers back, with the adapters merged where `merge` was called; all weights train again."""
+    """Restore the plain layers, with the adapters merged where `merge` was called; all weights are trainable."""
     for path, layer in lora_layers(model).items():
         put(model, path, layer.base_layer)
     thaw(model)
@@ -181,7 +181,7 @@ def save_adapter(model: nnx.Module, folder: str | Path) -> None:
 
     Raises:
         UsageError: the model has none.
-        ConversionError: the disk refused.
+        ConversionError: a file could not be written.
     """
     layers, folder = lora_layers(model), Path(folder)
     if not layers:
@@ -213,10 +213,10 @@ def load_adapter(model: nnx.Module, folder: str | Path, *, rngs: nnx.Rngs) -> li
     """Read adapters that `save_adapter` or the `peft` library wrote into a model without any.
 
     Returns:
-        The paths of the layers that got one.
+        The paths of the layers that got an adapter.
 
     Raises:
-        ConversionError: a file is missing or damaged, a setting is not computed here, names or shapes differ.
+        ConversionError: a file is missing or damaged, a setting is not supported, names or shapes differ.
     """
     folder = Path(folder)
     try:
@@ -226,7 +226,7 @@ def load_adapter(model: nnx.Module, folder: str | Path, *, rngs: nnx.Rngs) -> li
     for key, values in REQUIRED.items():
         if config.get(key, values[0]) not in values:
             raise ConversionError(
-                f"{folder / CONFIG}: {key} is {config[key]!r}, only {values[0]!r} is known here"
+                f"{folder / CONFIG}: {key} is {config[key]!r}, only {values[0]!r} is supported"
             )
     tensors = {k.removeprefix(PREFIX): v for k, v in read_tensors(folder / WEIGHTS).items()}
     paths = sorted({k.removesuffix(f".{leaf}") for k in tensors for leaf in LEAVES if k.endswith(f".{leaf}")})
@@ -237,11 +237,14 @@ def load_adapter(model: nnx.Module, folder: str | Path, *, rngs: nnx.Rngs) -> li
     for path in paths:
         if path not in linears:
             raise ConversionError(str(unknown("linear layer of the model", path, linears)))
-        wanted = ((config["r"], linears[path].weight.shape[0]), (linears[path].weight.shape[1], config["r"]))
-        for leaf, shape in zip(LEAVES, wanted, strict=True):
+        expected = (
+            (config["r"], linears[path].weight.shape[0]),
+            (linears[path].weight.shape[1], config["r"]),
+        )
+        for leaf, shape in zip(LEAVES, expected, strict=True):
             if tensors[f"{path}.{leaf}"].shape != shape:
-                have = tensors[f"{path}.{leaf}"].shape
-                raise ConversionError(f"{path}.{leaf} has shape {have}, the model needs {shape}")
+                actual = tensors[f"{path}.{leaf}"].shape
+                raise ConversionError(f"{path}.{leaf} has shape {actual}, the model needs {shape}")
     settings = (config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)))
     apply_lora(model, "|".join(paths), *settings, rngs=rngs)
     for path, layer in lora_layers(model).items():
@@ -257,16 +260,16 @@ def adapted(model: nnx.Module) -> bool:
 
 
 def freeze(model: nnx.Module) -> None:
-    """Every parameter as a weight that is not trained."""
-    _change(model, nnx.Param, Frozen)
+    """Make every parameter a weight that is not trainable."""
+    _convert(model, nnx.Param, Frozen)
 
 
 def thaw(model: nnx.Module) -> None:
-    """Every frozen weight as a parameter."""
-    _change(model, Frozen, nnx.Param)
+    """Make every frozen weight a parameter."""
+    _convert(model, Frozen, nnx.Param)
 
 
-def _change(model: nnx.Module, kind: Any, to: Any) -> None:
+def _convert(model: nnx.Module, kind: type[nnx.Variable], to: type[nnx.Variable]) -> None:
     for _, module in list(nnx.iter_modules(model)):
         for name, value in list(vars(module).items()):
             if isinstance(value, kind):

@@ -1,4 +1,4 @@
-"""P-tuning: trained vectors before a sequence. Liu et al. 2021, arXiv:2103.10385."""
+"""P-tuning: trainable vectors before a sequence. Liu et al. 2021, arXiv:2103.10385."""
 
 import fnmatch
 from typing import Any
@@ -17,10 +17,10 @@ ENCODERS = ("embedding", "mlp", "lstm")
 
 
 class PTuningLayer(Module):
-    """(B, T, D) -> (B, prompt_length + T, D): the prompt, encoded, then the sequence.
+    """(B, T, D) -> (B, prompt_length + T, D): the encoded prompt, then the sequence.
 
-    `encoder` is how the prompt is made from its vectors: "embedding" takes them as they are, "mlp" passes
-    them through two layers, "lstm" through a bidirectional LSTM and two layers, as in the paper.
+    `encoder` computes the prompt from its vectors: "embedding" is the identity, "mlp" two layers, "lstm" a
+    bidirectional LSTM and two layers, as in the paper.
 
     Raises:
         UsageError: an unknown encoder.
@@ -76,10 +76,11 @@ P_TuningLayer = PTuningLayer
 
 
 class PromptEmbedding(Module):
-    """An Embedding of V tokens with the tokens V to V + prompt_length - 1 of a prompt after its own.
+    """An Embedding of V tokens, extended by a prompt of tokens V to V + prompt_length - 1.
 
     ids (...,) in [0, V + prompt_length) -> (..., D). The prompt's vectors are those of a PTuningLayer, and
-    dropout acts on them once for a call. `weight` is the table of the V tokens, for heads that are tied to it.
+    dropout is applied to them once per call. `weight` is the table of the V tokens, for heads that are tied
+    to it.
     """
 
     def __init__(
@@ -97,15 +98,15 @@ class PromptEmbedding(Module):
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
         size = self.base_layer.num_embeddings
         check_ids(ids, size + self.prompt.prompt_length)
-        own = ids < size
-        x = self.base_layer(jnp.where(own, ids, 0))
+        is_token = ids < size
+        x = self.base_layer(jnp.where(is_token, ids, 0))
         prompt = self.prompt.dropout(self.prompt.encoded().astype(x.dtype))
-        at = jnp.where(own, 0, ids - size)
-        return jnp.where(own[..., None], x, prompt.at[at].get(mode="fill", fill_value=jnp.nan))
+        index = jnp.where(is_token, 0, ids - size)
+        return jnp.where(is_token[..., None], x, prompt.at[index].get(mode="fill", fill_value=jnp.nan))
 
     @property
-    def weight(self) -> Any:
-        """The table of the tokens that are no prompt."""
+    def weight(self) -> nnx.Variable:
+        """The table of the tokens, without the prompt."""
         return self.base_layer.weight
 
     def extend_ids(self, ids: Int[Array, "b t"]) -> Int[Array, "b u"]:
@@ -140,7 +141,7 @@ def apply_prompt(
         UsageError: the pattern matches no embedding, or several; the model has adapters; an unknown encoder.
     """
     if adapted(model):
-        raise UsageError("the model has adapters: merge and remove them, or build it anew")
+        raise UsageError("the model has adapters: merge and remove them, or create a new model")
     tables = {join(p): m for p, m in nnx.iter_modules(model) if isinstance(m, Embedding)}
     hits = fnmatch.filter(tables, match)
     if not hits:
@@ -154,7 +155,7 @@ def apply_prompt(
 
 
 def remove_prompt(model: nnx.Module) -> None:
-    """Put the plain embedding back; all weights train again."""
+    """Restore the plain embedding; all weights are trainable."""
     for path, layer in [(join(p), m) for p, m in nnx.iter_modules(model) if isinstance(m, PromptEmbedding)]:
         put(model, path, layer.base_layer)
     thaw(model)

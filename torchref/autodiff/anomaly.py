@@ -1,4 +1,4 @@
-"""Which operation of which module made the first NaN, forward or backward, and on which line."""
+"""Which operation of which module produced the first NaN, forward or backward, and on which line."""
 
 import contextlib
 import functools
@@ -23,8 +23,9 @@ HIDDEN = (os.path.dirname(torch.__file__), __file__, contextlib.__file__, functo
 class Anomaly:
     """Where the first NaN (or infinity) that reached the results came from.
 
-    `primitive` is "argument" if it came in from outside, and `module` its path then; `phase` is forward or
-    backward; `line` is FILE:LINE (FUNCTION), of the forward call that a backward operation belongs to.
+    `primitive` is "argument" if an argument was already non-finite, and `module` is then its path; `phase` is
+    forward or backward; `line` is FILE:LINE (FUNCTION), of the forward call that a backward operation belongs
+    to.
     """
 
     primitive: str
@@ -34,16 +35,16 @@ class Anomaly:
 
     def __str__(self) -> str:
         if self.primitive == "argument":
-            return f"{self.module} came in with it"
+            return f"{self.module} was already non-finite"
         where = f"module {self.module}" if self.module else "no module"
-        return f"made by {self.primitive}, {self.phase}, in {where}, at {self.line}"
+        return f"produced by {self.primitive}, {self.phase}, in {where}, at {self.line}"
 
 
 class AnomalyError(RuntimeError):
     """A result is not finite; `anomaly` says why."""
 
     def __init__(self, what: str, anomaly: Anomaly | None):
-        cause = "its origin was not seen" if anomaly is None else str(anomaly)
+        cause = "its origin was not recorded" if anomaly is None else str(anomaly)
         super().__init__(f"{what} in the loss or its gradient: {cause}")
         self.anomaly = anomaly
 
@@ -60,7 +61,7 @@ def enable_autograd_detection(
 
     Args:
         loss_fn: (model, *arguments) -> scalar.
-        infinities: take infinities for anomalies, too.
+        infinities: report infinities, too.
 
     Raises:
         AnomalyError: from the returned function; it names the operation, the module and the line.
@@ -71,9 +72,9 @@ def enable_autograd_detection(
         named = dict(model.named_parameters())
         with _Watch([model], infinities) as watch:
             loss = loss_fn(model, *arguments)
-            found = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
-        gradients = dict(zip(named, found, strict=True))
-        results = [loss, *found, *model.buffers()]
+            grads = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
+        gradients = dict(zip(named, grads, strict=True))
+        results = [loss, *grads, *model.buffers()]
         if any(_bad(v, infinities) for v in results):
             inputs = {**named, **dict(model.named_buffers()), **_names(arguments)}
             raise AnomalyError("NaN or infinity" if infinities else "NaN", watch.first(results, inputs))
@@ -85,7 +86,7 @@ def enable_autograd_detection(
 def first_anomaly(function: Callable[..., Any], *arguments: Any, infinities: bool = False) -> Anomaly | None:
     """Where the first NaN in the results of any function comes from; None if they have none.
 
-    Operations know their module if an argument is a module.
+    Operations are attributed to modules if an argument is a module.
     """
     models = [a for a in arguments if isinstance(a, Module)]
     with _Watch(models, infinities) as watch:
@@ -97,7 +98,7 @@ def first_anomaly(function: Callable[..., Any], *arguments: Any, infinities: boo
 
 
 def _names(arguments: Any) -> dict[str, Tensor]:
-    """For each tensor how to speak of it."""
+    """A name for each tensor, for messages."""
     pairs = torch.utils._pytree.tree_flatten_with_path(arguments)[0]
     return {f"argument {torch.utils._pytree.keystr(p)}": v for p, v in pairs if torch.is_tensor(v)}
 
@@ -110,69 +111,73 @@ def _bad(value: Tensor, infinities: bool) -> bool:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes each operation that gives or takes a bad tensor, the backward ones included."""
+    """Records each operation with a bad operand or result, the backward ones included."""
 
     def __init__(self, models: list[Module], infinities: bool):
         super().__init__()
         self.models, self.infinities = models, infinities
         self.path: list[str] = []
-        self.notes: list[tuple[Anomaly, set[int], set[int]]] = []
-        self.kept: list[Any] = []  # so that no id is given twice
+        self.records: list[tuple[Anomaly, set[int], set[int]]] = []
+        self.alive: list[Any] = []  # so that no id is reused
 
-    def __enter__(self):
+    def __enter__(self) -> "_Watch":
         self.stack = contextlib.ExitStack()
         self.stack.enter_context(torch.autograd.set_detect_anomaly(True, check_nan=False))
         for model in self.models:
             self.stack.enter_context(self._follow(model))
-        return super().__enter__()
+        super().__enter__()
+        return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.stack.close()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = self._ids((args, kwargs))
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        bad_operands = self._ids((args, kwargs))
         results = func(*args, **(kwargs or {}))
-        after = self._ids(results)
-        if after:
-            self.kept += [args, kwargs, results]
-            self.notes.append((self._describe(func.overloadpacket.__name__), before, after))
+        bad_results = self._ids(results)
+        if bad_results:
+            self.alive += [args, kwargs, results]
+            self.records.append((self._describe(func.overloadpacket.__name__), bad_operands, bad_results))
         return results
 
     def first(self, results: list[Tensor], inputs: dict[str, Tensor]) -> Anomaly | None:
-        """The first operation whose result is bad and whose operands are not, among those that made a bad result."""
+        """The first operation with a bad result and no bad operand, among those that a bad output depends on."""
         reached = self._ids(results)
-        found = None
-        for anomaly, before, after in reversed(self.notes):
-            # An operation in place gives what it took; a detached or accumulated result is a new tensor.
-            if reached.isdisjoint(after):
+        first = None
+        for anomaly, bad_operands, bad_results in reversed(self.records):
+            # An in-place operation returns its operand; a detached or accumulated result is a new tensor.
+            if reached.isdisjoint(bad_results):
                 continue
-            reached |= before
-            if not before:
-                found = anomaly
+            reached |= bad_operands
+            if not bad_operands:
+                first = anomaly
         for name, value in inputs.items():
-            if self._ids(value) & reached and not any(self._ids(value) & after for _, _, after in self.notes):
+            ids = self._ids(value)
+            if ids & reached and not any(ids & bad_results for _, _, bad_results in self.records):
                 return Anomaly("argument", name, FORWARD, "")
-        return found
+        return first
 
     def _ids(self, tree: Any) -> set[int]:
-        """The memory of the bad tensors: views and detached tensors share it."""
-        found = [v for v in tree_leaves(tree) if torch.is_tensor(v)]
-        return {v.untyped_storage().data_ptr() for v in found if _bad(v.detach(), self.infinities)}
+        """The storages of the bad tensors: views and detached tensors share them."""
+        tensors = [v for v in tree_leaves(tree) if torch.is_tensor(v)]
+        return {v.untyped_storage().data_ptr() for v in tensors if _bad(v.detach(), self.infinities)}
 
     @contextlib.contextmanager
     def _follow(self, model: Module) -> Iterator[None]:
-        """Keep the path of the module that runs, and write it on the autograd nodes that it makes."""
+        """Track the path of the module that runs, and store it in the autograd nodes that it creates."""
         starts: list[set[Any]] = []
 
-        def enter(path):
-            def hook(module, arguments):
+        def enter(path: str) -> Callable[[Module, Any], None]:
+            def hook(module: Module, arguments: Any) -> None:
                 self.path.append(path)
                 starts.append({v.grad_fn for v in tree_leaves(arguments) if torch.is_tensor(v)})
 
             return hook
 
-        def leave(module, arguments, output):
+        def leave(module: Module, arguments: Any, output: Any) -> None:
             path, stop = self.path.pop(), starts.pop()
             nodes: list[Any] = [v.grad_fn for v in tree_leaves(output) if torch.is_tensor(v)]
             while nodes:
@@ -195,15 +200,15 @@ class _Watch(TorchDispatchMode):
         if node is None:
             frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_stack()]
             return Anomaly(name, self.path[-1] if self.path else "", FORWARD, _line(frames))
-        told = "".join(node.metadata.get("traceback_", []))
-        frames = [(f, int(n), s) for f, n, s in re.findall(r'File "(.*?)", line (\d+), in (.*)', told)]
+        trace = "".join(node.metadata.get("traceback_", []))
+        frames = [(f, int(n), s) for f, n, s in re.findall(r'File "(.*?)", line (\d+), in (.*)', trace)]
         return Anomaly(name, node.metadata.get("module", ""), BACKWARD, _line(frames))
 
 
 def _line(frames: list[Any]) -> str:
     """The innermost of the user's own lines."""
-    own = [f for f in frames if not f[0].startswith(HIDDEN)]
-    return f"{_short(own[-1][0])}:{own[-1][1]} ({own[-1][2]})" if own else "an unknown line"
+    users = [f for f in frames if not f[0].startswith(HIDDEN)]
+    return f"{_short(users[-1][0])}:{users[-1][1]} ({users[-1][2]})" if users else "an unknown line"
 
 
 def _short(file: str) -> str:

@@ -1,4 +1,4 @@
-"""Gradients that went wrong, by path, and whether they are right at all."""
+"""Non-finite, exploding and vanishing gradients by path, and gradients checked against differences."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,20 +31,20 @@ NOT_ANALYTIC = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one array: `kind` is nan, inf, exploding or vanishing; `value` how many entries are
-    nan or inf, or the root mean square."""
+    """The problem of one array: `kind` is nan, inf, exploding or vanishing; `value` is the number of nan or
+    inf entries, or the root mean square."""
 
     path: str
     kind: str
     value: float
 
     def __str__(self) -> str:
-        told = (
+        detail = (
             f"{self.value:.0f} entries"
             if self.kind in ("nan", "inf")
             else f"root mean square {self.value:.1e}"
         )
-        return f"{self.path}: {self.kind} ({told})"
+        return f"{self.path}: {self.kind} ({detail})"
 
 
 class AutogradDebugger:
@@ -61,8 +61,8 @@ class AutogradDebugger:
     def check(self, gradients: Flat) -> list[Finding]:
         """The findings in a flat dictionary of gradients, in its order; at most one for each path."""
         findings = []
-        for path, told in statistics(gradients).items():
-            nans, infs, size = (float(x) for x in told)
+        for path, values in statistics(gradients).items():
+            nans, infs, size = (float(x) for x in values)
             if nans:
                 findings.append(Finding(path, "nan", nans))
             elif infs:
@@ -97,7 +97,7 @@ def verify_gradients(
         point: float64 arrays, where the gradient is taken.
         method: "central" differences (f(x + h) - f(x - h)) / 2h, or "complex" Im f(x + ih) / h, which has no
             cancellation and is exact to rounding, where the function is analytic.
-        step: h; 1e-6 or 1e-30 unless told.
+        step: h; by default 1e-6 or 1e-30.
         samples: how many entries of each array, drawn with `seed`.
 
     Raises:
@@ -107,29 +107,30 @@ def verify_gradients(
         raise ValueError(f"unknown method {method!r}: known: {', '.join(METHODS)}")
     for path, value in point.items():
         if value.dtype != torch.float64:
-            raise ValueError(f"{path} is {value.dtype}: differences mean little below float64")
+            raise ValueError(f"{path} is {value.dtype}: differences are too inexact below float64")
     h = STEPS[method] if step is None else step
     leaves = {k: v.detach().clone().requires_grad_() for k, v in point.items()}
-    found = torch.autograd.grad(function(leaves), list(leaves.values()), materialize_grads=True)
-    gradients = {k: g.numpy() for k, g in zip(leaves, found, strict=True)}
-    start = {k: v.detach() for k, v in point.items()}
+    grads = torch.autograd.grad(function(leaves), list(leaves.values()), materialize_grads=True)
+    gradients = {k: g.numpy() for k, g in zip(leaves, grads, strict=True)}
+    base = {k: v.detach() for k, v in point.items()}
 
-    def at(path, index, change):
-        value = start[path].to(torch.complex128) if isinstance(change, complex) else start[path].clone()
+    def perturbed(path: str, index: tuple[Any, ...], change: complex) -> dict[str, torch.Tensor]:
+        value = base[path].to(torch.complex128) if isinstance(change, complex) else base[path].clone()
         value[tuple(index)] += change
-        return {**start, path: value}
+        return {**base, path: value}
 
     rng = np.random.default_rng(seed)
     errors = {}
     with torch.no_grad():
         for path, gradient in gradients.items():
-            chosen = rng.choice(gradient.size, min(samples, gradient.size), replace=False)
+            entries = rng.choice(gradient.size, min(samples, gradient.size), replace=False)
             worst = 0.0
-            for index in (np.unravel_index(i, gradient.shape) for i in chosen):
+            for index in (np.unravel_index(i, gradient.shape) for i in entries):
                 if method == "complex":
-                    slope = analytic(function, at(path, index, 1j * h)).imag.item() / h
+                    slope = analytic(function, perturbed(path, index, 1j * h)).imag.item() / h
                 else:
-                    slope = (function(at(path, index, h)) - function(at(path, index, -h))).item() / (2 * h)
+                    above, below = (function(perturbed(path, index, change)) for change in (h, -h))
+                    slope = (above - below).item() / (2 * h)
                 worst = max(worst, abs(slope - gradient[index].item()))
             errors[path] = worst / max(float(np.linalg.norm(gradient)), math.sqrt(np.finfo(float).tiny))
     return errors
@@ -139,7 +140,7 @@ def analytic(function: Callable[[dict[str, Any]], Any], point: Flat) -> Any:
     """The function at a complex point.
 
     Raises:
-        ValueError: an operation on the way has no complex derivative, or torch does not have it for complex numbers.
+        ValueError: an operation has no complex derivative, or torch does not have it for complex numbers.
     """
     try:
         with _Analytic():
@@ -152,9 +153,11 @@ def analytic(function: Callable[[dict[str, Any]], Any], point: Flat) -> Any:
 
 
 class _Analytic(TorchDispatchMode):
-    """Refuses operations on complex numbers that have no complex derivative."""
+    """Rejects operations on complex numbers that have no complex derivative."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = func.overloadpacket.__name__
         if name in NOT_ANALYTIC and any(torch.is_tensor(a) and a.is_complex() for a in args):
             raise RuntimeError(f"{name} of a complex number has no derivative")

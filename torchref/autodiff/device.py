@@ -1,4 +1,4 @@
-"""What there is to compute on, and how much memory a piece of code takes."""
+"""The available devices, and how much memory a piece of code uses."""
 
 import contextlib
 import gc
@@ -16,7 +16,7 @@ import torch
 def device_info() -> dict[str, Any]:
     """Framework, backend, processes, host memory, and for each local device its name and memory in bytes.
 
-    Memory figures of a device are 0 where the backend does not tell them, as on the CPU.
+    Memory figures of a device are 0 where the backend does not report them, as on the CPU.
     """
     devices = []
     for i in range(torch.accelerator.device_count()):
@@ -63,7 +63,7 @@ class MemoryReport:
 
 @contextlib.contextmanager
 def memory_monitor(name: str) -> Iterator[MemoryReport]:
-    """Fills the report when the code within ends."""
+    """A report that is filled in when the code within ends."""
     report = MemoryReport(name)
     before, peak, host = live(), device_peak(), host_peak()
     try:
@@ -75,17 +75,17 @@ def memory_monitor(name: str) -> Iterator[MemoryReport]:
 
 
 def live() -> tuple[int, int]:
-    """The bytes and the number of the tensors that Python holds."""
+    """The bytes and the number of the live tensors."""
     memory = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):  # isinstance would ask proxies what they stand for
-            storage = thing.untyped_storage()
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), torch.Tensor):  # isinstance would resolve proxies
+            storage = candidate.untyped_storage()
             memory[storage.data_ptr()] = storage.nbytes()
     return sum(memory.values()), len(memory)
 
 
 def device_peak() -> int:
-    """The most bytes that the local devices held at a time, in all."""
+    """The peak memory of the local devices in bytes, summed."""
     return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
 
 
@@ -95,5 +95,5 @@ def _backend() -> str:
 
 
 def host_peak() -> int:
-    """The most bytes that this process held at a time."""
+    """The peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,20 @@ TINY = 1e-12  # a weight of norm zero gives a large ratio, not an infinite one
 class AutogradMonitor:
     """Per path: norms of gradient, update and weight, their ratio, dead rows, zeros, histograms.
 
-    The measures are a dictionary from measure to path to tensor; the path "" stands for the whole model:
+    The measures are a dictionary from measure to path to tensor; the path "" is the whole model:
 
     - `grad_norm`, `update_norm`, `weight_norm`: 2-norms; `ratio`: update over weight.
     - `dead_rows`: of a weight of two or more dimensions, the fraction of output units without any gradient.
-    - `zero_activations`: of each module's output, the fraction that is exactly zero; what `watch` saw.
+    - `zero_activations`: of each module's output, the fraction that is exactly zero, from `watch`.
     - `histogram`: how many gradient entries have log10 |g| in each of `bins` equal parts of [`low`, `high`);
       what lies outside is in the first or last. Left out with `bins` 0.
 
     Args:
-        model: names the paths.
+        model: gives the paths.
         activations: glob of the module paths whose output is watched; "" for none.
-        every: zeros and histograms, which read every entry again, are taken at each `every`-th step and are -1
-            at the others. The step is an argument of `watch` and `measure`; without it they are taken.
+        every: zeros and histograms, which read every entry again, are measured at each `every`-th step and
+            are -1 at the others. The step is an argument of `watch` and `measure`; without it they are
+            measured.
     """
 
     def __init__(
@@ -51,28 +52,28 @@ class AutogradMonitor:
     @contextlib.contextmanager
     def watch(self, model: Module, step: int | None = None) -> Iterator[dict[str, Tensor]]:
         """Fills the dictionary with each module's fraction of zero outputs, the mean over its calls."""
-        seen: dict[str, Tensor] = {}
+        zeros: dict[str, Tensor] = {}
         calls: dict[str, int] = {}
 
-        def note(path):
-            def hook(module, arguments, output):
+        def record(path: str) -> Callable[[Module, Any, Any], None]:
+            def hook(module: Module, arguments: Any, output: Any) -> None:
                 if not is_float(output) or not fnmatch.fnmatchcase(path, self.activations):
                     return
-                zeros, n = self._due(step, (output.detach() == 0).double().mean()), calls.get(path, 0)
-                seen[path] = (seen[path] * n + zeros) / (n + 1) if n else zeros
+                value, n = self._due(step, (output.detach() == 0).double().mean()), calls.get(path, 0)
+                zeros[path] = (zeros[path] * n + value) / (n + 1) if n else value
                 calls[path] = n + 1
 
             return hook
 
-        handles = [m.register_forward_hook(note(path)) for path, m in model.named_modules()]
+        handles = [m.register_forward_hook(record(path)) for path, m in model.named_modules()]
         try:
-            yield seen
+            yield zeros
         finally:
             for handle in handles:
                 handle.remove()
 
     def measure(self, params: Flat, gradients: Flat, updates: Flat, step: int | None = None) -> Measures:
-        """The measures of one step but for `zero_activations`; all three are by path, `params` before the step."""
+        """The measures of one step except `zero_activations`; all three are by path, `params` before the step."""
         grad_norm, update_norm, weight_norm = (norms(x) for x in (gradients, updates, params))
         measures: Measures = {
             "grad_norm": grad_norm,
@@ -86,16 +87,18 @@ class AutogradMonitor:
             measures["histogram"] = {k: self._due(step, v) for k, v in counts.items()}
         return measures
 
-    def _due(self, step: int | None, taken: Tensor) -> Tensor:
-        return taken if step is None or step % self.every == 0 else torch.full_like(taken, -1)
+    def _due(self, step: int | None, value: Tensor) -> Tensor:
+        """The value at each `every`-th step, -1 at the others."""
+        return value if step is None or step % self.every == 0 else torch.full_like(value, -1)
 
     def step(self, model: Module, optimizer: torch.optim.Optimizer, step: int | None = None) -> Measures:
-        """Take the optimizer's step and measure it: gradients as they stand, updates as they turn out."""
+        """Take the optimizer's step and measure it; updates are the change of the parameters."""
         named = dict(model.named_parameters())
-        before = {k: p.detach().clone() for k, p in named.items()}
+        params = {k: p.detach().clone() for k, p in named.items()}
         gradients = {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in named.items()}
         optimizer.step()
-        return self.measure(before, gradients, {k: p.detach() - before[k] for k, p in named.items()}, step)
+        updates = {k: p.detach() - params[k] for k, p in named.items()}
+        return self.measure(params, gradients, updates, step)
 
     def table(self, measures: Measures, measure: str = "grad_norm") -> str:
         """The measures of one step as text, a line for each path, the largest `measure` first."""
@@ -117,7 +120,7 @@ def is_float(output: Any) -> bool:
 
 
 def norms(values: Flat) -> dict[str, Tensor]:
-    """The 2-norm of each tensor, and under "" that of all together."""
+    """The 2-norm of each tensor, and under "" that of all of them."""
     squares = {
         k: (v.double() if v.dtype == torch.float64 else v.float()).square().sum() for k, v in values.items()
     }

@@ -1,4 +1,4 @@
-"""Where the time goes: named, nested sections, and traces for a profiler's viewer."""
+"""Time by named, nested sections, and traces for a profiler's viewer."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One section: its path through the sections around it, calls, seconds in all, and outside inner sections."""
+    """One section: its path through the enclosing sections, calls, total seconds, and those outside inner sections."""
 
     path: tuple[str, ...]
     calls: int
@@ -27,7 +27,7 @@ class Section:
         self.results: list[Any] = []
 
     def watch(self, results: Any) -> Any:
-        """Give back `results`; the section ends when their device is done."""
+        """Return `results`; the section ends when their device is done."""
         self.results.append(results)
         return results
 
@@ -42,9 +42,9 @@ class AutogradProfiler:
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[Section]:
-        """Time what runs within; it shows under its name in a trace, too."""
+        """Time what runs within; traces show it under its name, too."""
         outer, self.path = self.path, (*self.path, name)
-        # An outer section stands before its inner ones, though it ends after them.
+        # An outer section is listed before its inner ones, though it ends after them.
         self.calls[self.path] = self.calls.get(self.path, 0) + 1
         self.seconds.setdefault(self.path, 0.0)
         section, start = Section(), time.perf_counter()
@@ -73,15 +73,15 @@ class AutogradProfiler:
         return [Row(p, self.calls[p], self.seconds[p], self.seconds[p] - inner[p]) for p in paths]
 
     def summary(self) -> str:
-        """The sections as a table: calls, seconds in all, milliseconds a call, share of the section around."""
+        """The sections as a table: calls, total seconds, milliseconds per call, share of the enclosing section."""
         rows = self.rows()
         whole = sum(r.total for r in rows if len(r.path) == 1)
         labels = ["  " * (len(r.path) - 1) + r.path[-1] for r in rows]
         width = max([len(label) for label in labels] + [len("section")])
         lines = [f"{'section':{width}}{'calls':>8}{'seconds':>10}{'ms/call':>10}{'share':>8}"]
         for label, r in zip(labels, rows, strict=True):
-            around = self.seconds[r.path[:-1]] if len(r.path) > 1 else whole
+            enclosing = self.seconds[r.path[:-1]] if len(r.path) > 1 else whole
             lines.append(
-                f"{label:{width}}{r.calls:8d}{r.total:10.3f}{1e3 * r.total / r.calls:10.2f}{r.total / around:8.1%}"
+                f"{label:{width}}{r.calls:8d}{r.total:10.3f}{1e3 * r.total / r.calls:10.2f}{r.total / enclosing:8.1%}"
             )
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What is done to gradients between the backward pass and the optimizer."""
+"""Transformations of gradients between the backward pass and the optimizer: clipping, accumulation."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Adapters that are put on a model from outside: LoRA and P-tuning."""
+"""Adapters added to any model: LoRA and P-tuning."""
 
 from torchref.peft.lora import LoRALayer, LoRALinear, apply_lora, lora_layers, remove_lora
 from torchref.peft.prompt import P_TuningLayer, PromptEmbedding, PTuningLayer, apply_prompt, remove_prompt

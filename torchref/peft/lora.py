@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters beside the linear layers of any model, by their paths.
+"""LoRA: low-rank adapters parallel to the linear layers of any model, by their paths.
 
 Hu et al. 2021, arXiv:2106.09685. Names and files are those of the `peft` library.
 """
@@ -12,7 +12,7 @@ from torchref.nn import Conv1D
 
 
 class LoRALayer(Module):
-    """x A B alpha / rank: (..., in_features) -> (..., out_features). B starts at zero, A as a Linear does.
+    """x A B alpha / rank: (..., in_features) -> (..., out_features). B is initialised to zero, A as in a Linear.
 
     A rank below 1 is a ValueError.
     """
@@ -33,12 +33,12 @@ class LoRALayer(Module):
         return self.lora_B(self.lora_A(self.lora_dropout(x))) * self.scale
 
     def delta(self) -> Tensor:
-        """What the layer adds to a weight stored (out, in)."""
+        """The update of a weight stored (out, in)."""
         return self.lora_B.weight @ self.lora_A.weight * self.scale
 
 
 class LoRALinear(Module):
-    """A Linear, or GPT-2's Conv1D, with a LoRALayer beside it: (..., in) -> (..., out)."""
+    """A Linear, or GPT-2's Conv1D, with a LoRALayer parallel to it: (..., in) -> (..., out)."""
 
     def __init__(self, linear: Linear | Conv1D, rank: int = 16, alpha: float = 32.0, dropout: float = 0.1):
         super().__init__()
@@ -47,7 +47,7 @@ class LoRALinear(Module):
         self.base_layer = linear
         self.scale, self.rank, self.alpha = layer.scale, rank, alpha
         self.lora_dropout, self.lora_A, self.lora_B = layer.lora_dropout, layer.lora_A, layer.lora_B
-        self.kept: Tensor | None = None
+        self.original_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base_layer(x)
@@ -55,8 +55,8 @@ class LoRALinear(Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the adapter is inside the weight."""
-        return self.kept is not None
+        """Whether the adapter is merged into the weight."""
+        return self.original_weight is not None
 
     @property
     def weight(self) -> Tensor:
@@ -68,48 +68,49 @@ class LoRALinear(Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's own."""
+        """The base layer's."""
         return self.base_layer.bias
 
     def merge(self) -> None:
-        """Put the adapter into the weight; the weight as it was is kept."""
+        """Merge the adapter into the weight; a copy of the original weight is stored."""
         if not self.merged:
             merged = self.weight.detach()
-            self.kept = self.base_layer.weight.detach().clone()
+            self.original_weight = self.base_layer.weight.detach().clone()
             self.base_layer.weight.data.copy_(merged)
 
     def unmerge(self) -> None:
-        """The weight as it was, bit for bit."""
-        if self.kept is not None:
-            self.base_layer.weight.data.copy_(self.kept)
-            self.kept = None
+        """Restore the original weight, bit for bit."""
+        if self.original_weight is not None:
+            self.base_layer.weight.data.copy_(self.original_weight)
+            self.original_weight = None
 
 
 def apply_lora(
     model: Module, match: str, rank: int = 16, alpha: float = 32.0, dropout: float = 0.1
 ) -> list[str]:
-    """Put adapters beside the linear layers whose path matches, and freeze everything else, in place.
+    """Add adapters to the linear layers whose path matches, and freeze everything else, in place.
 
     `match` holds patterns of paths with `*`, one or several joined by `|`: "*.w_q|*.w_v". Returns the paths
-    of the layers that got one. A pattern that matches none, and a model with adapters, are ValueErrors.
+    of the layers that got an adapter. A pattern that matches none, and a model with adapters, are
+    ValueErrors.
     """
     if lora_layers(model):
-        raise ValueError("the model has adapters: merge and remove them, or build it anew")
+        raise ValueError("the model has adapters: merge and remove them, or create a new model")
     linears = {p: m for p, m in model.named_modules() if isinstance(m, Linear | Conv1D)}
-    found: list[str] = []
+    paths: list[str] = []
     for pattern in match.split("|"):
         hits = fnmatch.filter(linears, pattern)
         if not hits:
             raise ValueError(f"no linear layer matches {pattern!r}: there are {', '.join(linears)}")
-        found += [h for h in hits if h not in found]
+        paths += [h for h in hits if h not in paths]
     model.requires_grad_(False)
-    for path in found:
+    for path in paths:
         model.set_submodule(path, LoRALinear(linears[path], rank, alpha, dropout))
-    return found
+    return paths
 
 
 def remove_lora(model: Module) -> None:
-    """Put the plain layers back, with the adapters merged where `merge` was called; all weights train again."""
+    """Restore the plain layers, with the adapters merged where `merge` was called; all weights are trainable."""
     for path, layer in lora_layers(model).items():
         model.set_submodule(path, layer.base_layer)
     model.requires_grad_()

@@ -1,4 +1,4 @@
-"""P-tuning: trained vectors before a sequence. Liu et al. 2021, arXiv:2103.10385."""
+"""P-tuning: trainable vectors before a sequence. Liu et al. 2021, arXiv:2103.10385."""
 
 import fnmatch
 from typing import Any
@@ -14,11 +14,10 @@ ENCODERS = ("embedding", "mlp", "lstm")
 
 
 class PTuningLayer(Module):
-    """(B, T, D) -> (B, prompt_length + T, D): the prompt, encoded, then the sequence.
+    """(B, T, D) -> (B, prompt_length + T, D): the encoded prompt, then the sequence.
 
-    `encoder` is how the prompt is made from its vectors: "embedding" takes them as they are, "mlp" passes
-    them through two layers, "lstm" through a bidirectional LSTM and two layers, as in the paper. An unknown
-    one is a ValueError.
+    `encoder` computes the prompt from its vectors: "embedding" is the identity, "mlp" two layers, "lstm" a
+    bidirectional LSTM and two layers, as in the paper. An unknown one is a ValueError.
     """
 
     def __init__(
@@ -61,10 +60,11 @@ P_TuningLayer = PTuningLayer
 
 
 class PromptEmbedding(Module):
-    """An Embedding of V tokens with the tokens V to V + prompt_length - 1 of a prompt after its own.
+    """An Embedding of V tokens, extended by a prompt of tokens V to V + prompt_length - 1.
 
     ids (...,) in [0, V + prompt_length) -> (..., D). The prompt's vectors are those of a PTuningLayer, and
-    dropout acts on them once for a call. `weight` is the table of the V tokens, for heads that are tied to it.
+    dropout is applied to them once per call. `weight` is the table of the V tokens, for heads that are tied
+    to it.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class PromptEmbedding(Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         size = self.base_layer.num_embeddings
-        own = ids < size
-        x = self.base_layer(torch.where(own, ids, 0))
+        is_token = ids < size
+        x = self.base_layer(torch.where(is_token, ids, 0))
         prompt = self.prompt.dropout(self.prompt.encoded())
-        return torch.where(own[..., None], x, prompt[torch.where(own, 0, ids - size)])
+        return torch.where(is_token[..., None], x, prompt[torch.where(is_token, 0, ids - size)])
 
     @property
     def weight(self) -> Tensor:
-        """The table of the tokens that are no prompt."""
+        """The table of the tokens, without the prompt."""
         return self.base_layer.weight
 
     def extend_ids(self, ids: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def apply_prompt(
     matches no embedding, or several, a model with adapters and an unknown encoder are ValueErrors.
     """
     if lora_layers(model) or any(isinstance(m, PromptEmbedding) for m in model.modules()):
-        raise ValueError("the model has adapters: merge and remove them, or build it anew")
+        raise ValueError("the model has adapters: merge and remove them, or create a new model")
     tables = {p: m for p, m in model.named_modules() if isinstance(m, Embedding)}
     hits = fnmatch.filter(tables, match)
     if not hits:
@@ -125,7 +125,7 @@ def apply_prompt(
 
 
 def remove_prompt(model: Module) -> None:
-    """Put the plain embedding back; all weights train again."""
+    """Restore the plain embedding; all weights are trainable."""
     for path, layer in [(p, m) for p, m in model.named_modules() if isinstance(m, PromptEmbedding)]:
         model.set_submodule(path, layer.base_layer)
     model.requires_grad_()
