@@ -76,20 +76,20 @@ jaxarch sample runs/diffusion_unet --n 60 --class 3 --guidance 2 --steps 50 --ou
 ```
 
 {versions}, torch {torch}, Python {python}; November 2026. The recipes in float32 with their
-seed 0, on less than one of 2 cores, which other work shared: the seconds are by the clock, with compilation.
+seed 0, on less than one of 2 shared cores; seconds are wall-clock time, compilation included.
 
-The judge is an MLP trained by its own page on the same 1,437 training digits; it recognises {own:.1%} of the 360
+The judge is an MLP trained by its page's recipe on the same 1,437 training digits; it recognises {own:.1%} of the 360
 held-out ones. The Frechet distance is that of its last hidden layer's 128 features, between {count:,} samples (seed
 {seed}; by the averaged weights where a recipe keeps them) and the held-out digits. The training digits themselves have
 {floor:.2f}, and "untrained" is the same model before its first step. The bounds are about
-twice the figures or more, and of these there is one seed each. The VAE's `beta` and StyleGAN's penalty, rate, average
-and steps were chosen after a look at this distance (three and six runs).
+twice the figures or more, which are of one seed each. The VAE's `beta` and StyleGAN's penalty, rate, average
+and steps were chosen by this distance (three and six runs).
 
 {distances}
 
 {accuracies}
 
-Held-out digits behind the bottleneck:
+Held-out digits, reconstructed:
 
 {coded}
 
@@ -105,10 +105,11 @@ The loss of each step (of several updates their sum), smoothed.
 - Penalties: WGAN-GP's between real and generated images (`penalty_at = "between"`), R1 at real ones (`"real"`), or
   the first WGAN's bound on the critic's weights (`weight_clip`).
 - `feature_matching` and `real_target` (one-sided label smoothing) are options of the task `gan`, off in these recipes.
-- The averaged generator (`ema`) is what is evaluated, sampled and, with `jaxarch convert --average`, exported.
+- The averaged generator (`ema`) is evaluated, sampled and, with `jaxarch convert --average`, exported.
 - Collapse: each evaluation gives `spread`, the samples' variance over the data's; below 0.2 a warning says so.
-- Divergence: a loss that is not finite stops the run with an error that names the step; checkpoints are from before.
-- Dead codes of the VQ-VAE (`revive_below`) become vectors of the batch; `perplexity`, `usage` and `revived` are logged.
+- Divergence: a loss that is not finite stops the run with an error that names the step; checkpoints precede it.
+- Dead codes of the VQ-VAE (`revive_below`) are replaced by vectors of the batch; `perplexity`, `usage` and
+  `revived` are logged.
 """
 
 
@@ -312,7 +313,7 @@ def report(runs: dict[str, Trained], classifier: Judge, sheets: Path) -> tuple[s
         torch=torch.__version__.split("+")[0],
         python=platform.python_version(),
         distances=table(head, rows),
-        accuracies=table(("conditional samples", "of the class asked for", "bound", "untrained"), accuracies),
+        accuracies=table(("conditional samples", "of the requested class", "bound", "untrained"), accuracies),
         coded=table(("model", "mean squared error", "untrained", "recognised"), coded),
         pictures="\n".join(pieces),
     )
