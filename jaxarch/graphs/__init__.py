@@ -1,4 +1,4 @@
-"""Graphs as `jraph.GraphsTuple`: made, converted, batched and padded, sampled, sharded.
+"""Graphs as `jraph.GraphsTuple`: built, converted, batched and padded, sampled, sharded.
 
 Nodes, edges and globals are mappings from names to arrays, so that `apply` can pass a model the arguments that
 it names: `x`, `edge_index`, `edge_attr`, `n_node`. Everything but `apply`, `shard_edges` and the masks is numpy,

@@ -121,8 +121,8 @@ class ResnetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(norm_groups, out_channels, rngs=rngs)
         self.dropout = nn.Dropout(dropout, rngs=rngs)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, rngs=rngs)
-        changes = in_channels != out_channels
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1, rngs=rngs) if changes else nnx.data(None)
+        differ = in_channels != out_channels
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1, rngs=rngs) if differ else nnx.data(None)
 
     def __call__(self, x: Float[Array, "b h w c"], time: Float[Array, "b t"]) -> Float[Array, "b h w o"]:
         y = self.conv1(jax.nn.silu(self.norm1(x)))

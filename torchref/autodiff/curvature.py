@@ -21,8 +21,8 @@ def hvp(loss: Loss, params: Flat, vector: Flat) -> dict[str, Tensor]:
         loss(leaves), list(leaves.values()), create_graph=True, materialize_grads=True
     )
     slope = torch.stack([(g * vector[k]).sum() for k, g in zip(leaves, gradients, strict=True)]).sum()
-    found = torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+    grads = torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True))
 
 
 def fisher_diagonal(
@@ -42,10 +42,10 @@ def fisher_diagonal(
         log_p = logits(leaves, x[i : i + 1])[0].log_softmax(0)
         for label in range(len(log_p)) if labels is None else [int(labels[i])]:
             weight = log_p[label].detach().exp() if labels is None else 1.0
-            found = torch.autograd.grad(
+            grads = torch.autograd.grad(
                 log_p[label], list(leaves.values()), retain_graph=True, materialize_grads=True
             )
-            for k, gradient in zip(leaves, found, strict=True):
+            for k, gradient in zip(leaves, grads, strict=True):
                 total[k] += weight * gradient**2
     return {k: v / len(x) for k, v in total.items()}
 

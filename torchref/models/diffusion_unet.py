@@ -104,8 +104,8 @@ class ResnetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(norm_groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1)
-        changes = in_channels != out_channels
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else None
+        differ = in_channels != out_channels
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if differ else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
