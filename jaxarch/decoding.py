@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxarch import state
-from jaxarch.nn.module import wide_dtype
+from jaxarch.nn.module import accumulation_dtype
 
 
 class Sampling(NamedTuple):
@@ -55,7 +55,7 @@ def choose(
     """One token per row: the likeliest at temperature 0, else drawn as `generate` says."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.astype(wide_dtype(logits.dtype)) / temperature
+    logits = logits.astype(accumulation_dtype(logits.dtype)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         threshold = jnp.sort(logits)[:, -top_k, None]
         logits = jnp.where(logits >= threshold, logits, -jnp.inf)
@@ -154,7 +154,7 @@ def beam_search(
     decode_graph, *arrays = nnx.split(model)
     ids = jnp.repeat(with_room(prompt, settings)[:, None], beam, 1)
     positions, ends = jnp.arange(prompt_len + new, dtype=lengths.dtype), lengths + new
-    dtype = wide_dtype(jax.tree.leaves(params)[0].dtype)
+    dtype = accumulation_dtype(jax.tree.leaves(params)[0].dtype)
 
     def step(carry: tuple[Array, Array, Array, Array, Array, Any]) -> tuple[Any, ...]:
         i, ids, scores, counts, done, cache = carry

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num, Shaped
 
 from jaxarch.errors import UsageError, unknown
-from jaxarch.nn.module import wide_dtype
+from jaxarch.nn import accumulation_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 GAN_KINDS = ("minimax", "non_saturating", "hinge", "wasserstein")
@@ -452,7 +452,7 @@ def _same_names(losses, others) -> None:
 
 
 def _wide(x):
-    return x.astype(wide_dtype(x.dtype))
+    return x.astype(accumulation_dtype(x.dtype))
 
 
 def _finite(x):

@@ -1,5 +1,6 @@
 """Attention, positions and the transformer block: torch = jax, and each against its own definition."""
 
+import dataclasses
 import functools
 import math
 
@@ -17,7 +18,8 @@ from jaxarch.convert import load_state_dict
 from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
-from jaxarch.nn.attention import block_attention, exact_attention, expand_mask, fused_attention, pattern
+from jaxarch.nn.kernels.attention import block_attention, exact_attention, fused_attention, pattern
+from jaxarch.nn.masks import expand_mask
 from torchref.nn.attention import pattern as torch_pattern
 
 BOUND = 1e-10
@@ -30,11 +32,23 @@ def error(a, b, floor=0.0):
     return np.linalg.norm(a - b) / max(np.linalg.norm(b), floor, 1e-300)
 
 
+CONFIGS = {"MultiHeadAttention": "AttentionConfig", "TransformerBlock": "TransformerBlockConfig"}
+
+
+def build(package, cls, *args, **kwargs):
+    """A layer; the settings that are fields of its config go there."""
+    if cls in CONFIGS:
+        config = getattr(package, CONFIGS[cls])
+        fields = {f.name for f in dataclasses.fields(config)} & kwargs.keys()
+        kwargs["config"] = config(**{k: kwargs.pop(k) for k in fields})
+    return getattr(package, cls)(*args, **kwargs)
+
+
 def pair(cls, *args, seed=0, mode="eval", **kwargs):
     """The twins of a layer with the same random weights, in float64."""
     torch.manual_seed(seed)
-    t = getattr(tnn, cls)(*args, **kwargs).double()
-    j = getattr(nn, cls)(*args, **kwargs, rngs=nnx.Rngs(seed))
+    t = build(tnn, cls, *args, **kwargs).double()
+    j = build(nn, cls, *args, **kwargs, rngs=nnx.Rngs(seed))
     with torch.no_grad():
         for p in t.parameters():
             p.normal_(std=0.4)
@@ -173,8 +187,8 @@ def test_a_hidden_row_is_the_mean_of_what_the_pattern_allows():
     none = np.zeros((1, T), bool)
     means = np.cumsum(v, 2) / np.arange(1, T + 1)[:, None]
     for causal, want in ((False, np.broadcast_to(v.mean(2, keepdims=True), v.shape)), (True, means)):
-        got = nn.attention(*map(jnp.asarray, (q, q, v, none)), causal=causal)
-        also = tnn.attention(*map(torch.tensor, (q, q, v, none)), causal=causal)
+        got = nn.scaled_dot_product_attention(*map(jnp.asarray, (q, q, v, none)), causal=causal)
+        also = tnn.scaled_dot_product_attention(*map(torch.tensor, (q, q, v, none)), causal=causal)
         assert error(got, want) < BOUND
         assert error(also, want) < BOUND
 
@@ -300,7 +314,7 @@ def test_fused_kernel_in_lower_precision(causal):
             wide = expand_mask(None if mask is None else jnp.asarray(mask), (B, 2, T, T))
             want = exact_attention(*map(jnp.asarray, (q, k, v)), wide, seen)[0]
             got = fused_attention(*low, wide, causal=causal)
-            also = nn.attention(*low, wide, causal=causal)
+            also = nn.scaled_dot_product_attention(*low, wide, causal=causal)
             assert got.dtype == also.dtype == dtype
             assert error(got, want) < bound
             assert error(also, want) < bound
@@ -311,8 +325,8 @@ def test_attention_function():
     q, k, v = (numbers(2, 2, 5, 4, seed=s) for s in range(3))
     want = torch.nn.functional.scaled_dot_product_attention(*map(torch.tensor, (q, k, v)), is_causal=True)
     for n in (5, 2):
-        got = nn.attention(*map(jnp.asarray, (q[:, :, -n:], k, v)), causal=True)
-        also = tnn.attention(*map(torch.tensor, (q[:, :, -n:], k, v)), causal=True)
+        got = nn.scaled_dot_product_attention(*map(jnp.asarray, (q[:, :, -n:], k, v)), causal=True)
+        also = tnn.scaled_dot_product_attention(*map(torch.tensor, (q[:, :, -n:], k, v)), causal=True)
         assert error(got, want[:, :, -n:]) < 1e-15
         assert error(also, want[:, :, -n:]) < 1e-15
 
@@ -450,9 +464,9 @@ def test_bad_settings(package):
         ({"use_learnable": True}, "rope"),
     ):
         with pytest.raises(ValueError, match=text):
-            package.MultiHeadAttention(**{"d_model": 16, "n_heads": 4, **args}, **kwargs)
+            build(package, "MultiHeadAttention", **{"d_model": 16, "n_heads": 4, **args}, **kwargs)
     with pytest.raises(ValueError, match="contradicts"):
-        package.TransformerBlock(16, 4, 16, use_relative_pos=True, attention_type="local", **kwargs)
+        build(package, "TransformerBlock", 16, 4, 16, use_relative_pos=True, attention_type="local", **kwargs)
     with pytest.raises(ValueError, match="lernable"):
         package.PositionalEncoding(16, encoding_type="lernable", **kwargs)
     with pytest.raises(ValueError, match="even"):

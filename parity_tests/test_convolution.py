@@ -10,14 +10,14 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from jaxarch.errors import DataError
-from jaxarch.nn import MaxPool2d, convolution, norm
-from jaxarch.nn.convolution_cpu import Window
+from jaxarch.nn import MaxPool2d, norm
+from jaxarch.nn.kernels import convolution
+from jaxarch.nn.kernels.windows import Window
 from jaxarch.parallel import make_mesh, parse_mesh
 
 KINDS = {"dense": (4, 6, 1), "depthwise": (6, 6, 6), "multiplied": (6, 12, 6), "grouped": (4, 6, 2)}
 # Kernel size, stride, padding, dilation: every second one is for signals too.
 STEPS = ((3, 2, 1, 1), (1, 2, 1, 1), (4, 3, 0, 1), (1, 3, 0, 1), (3, 1, 1, 2), (4, 2, 1, 2))
-PRIMITIVES = (convolution._output, convolution._image, convolution._kernel)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def case(size, kernel, stride, padding, dilation, kind):
     pads = ((padding, padding),) * (rank - 1) + ((padding, padding + 1),)
     window = Window((stride,) * rank, pads, (dilation,) * rank, groups)
     by_hand = lambda x, w: convolution.convolve(x, w, *window)  # noqa: E731
-    plain = partial(convolution._plain_output, window=window, shape=())
+    plain = partial(convolution.plain_output, window=window, shape=())
     return by_hand, plain, draw(2, *size, inside), draw(*(kernel,) * rank, inside // groups, outside, seed=1)
 
 
@@ -155,7 +155,7 @@ def test_flops_are_counted(kind):
         "convolution_image_gradient": ((y.shape, w.shape), x.shape),
         "convolution_kernel_gradient": ((x.shape, y.shape), w.shape),
     }
-    assert [p.name for p in PRIMITIVES] == list(shapes)
+    assert [p.name for p in convolution.PRIMITIVES] == list(shapes)
     assert [convolution.flops(name, *s) for name, s in shapes.items()] == [expected] * 3
 
 

@@ -16,7 +16,7 @@ from jaxarch.convert import load_state_dict
 from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
-from jaxarch.nn import graph as graph_layers
+from jaxarch.nn.kernels import edge_sums
 from jaxarch.parity.catalog_cases import draw_inputs, randomize
 from jaxarch.parity.compare import BOUND, relative
 
@@ -175,15 +175,15 @@ def test_sorted_edges_are_the_same_graph():
 
 def test_blocks_of_edges_are_all_edges(monkeypatch):
     """Sums and gradients over blocks, the last of them not full, as one process on one CPU takes them."""
-    monkeypatch.setattr(graph_layers, "BLOCK", 4)
+    monkeypatch.setattr(edge_sums, "BLOCK", 4)
     assert COUNT % 4
     edges = jnp.asarray(EDGES[:, np.argsort(EDGES[1], kind="stable")])
     inputs = jnp.asarray(drawn(COUNT, 2)), jnp.asarray(drawn(NODES, 2, 3, seed=1))
 
     @jax.jit
     def run(inputs):
-        ways = [lambda w, d, s=s: graph_layers.blockwise(s, w, d, edges) for s in (False, True)]
-        ways.append(lambda w, d: graph_layers.weighted_sum(w, d, edges))
+        ways = [lambda w, d, s=s: edge_sums.blockwise(s, w, d, edges) for s in (False, True)]
+        ways.append(lambda w, d: edge_sums.weighted_sum(w, d, edges))
         return [jax.value_and_grad(lambda *a, f=f: (f(*a) ** 2).sum(), (0, 1))(*inputs) for f in ways]
 
     *blocks, whole = run(inputs)
@@ -192,7 +192,7 @@ def test_blocks_of_edges_are_all_edges(monkeypatch):
     traced = {}
     for devices in (1, 8):
         monkeypatch.setattr(jax, "device_count", lambda n=devices: n)
-        traced[devices] = str(jax.make_jaxpr(lambda w, d: graph_layers.weighted_sum(w, d, edges))(*inputs))
+        traced[devices] = str(jax.make_jaxpr(lambda w, d: edge_sums.weighted_sum(w, d, edges))(*inputs))
     assert "scan" in traced[1]
     assert "scan" not in traced[8]
 

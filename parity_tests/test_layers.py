@@ -118,8 +118,8 @@ def test_layer(layer):
 def test_gradients_at_kinks(activation):
     x = np.array([-3.0, -1.0, -0.0, 0.0, 1.0, 6.0, 7.0])
     theirs = torch.from_numpy(x).requires_grad_()
-    rnn.activation(activation)(theirs).sum().backward()
-    ours = jax.grad(lambda v: nn.activation(activation)(v).sum())(jnp.asarray(x))
+    rnn.get_activation(activation)(theirs).sum().backward()
+    ours = jax.grad(lambda v: nn.get_activation(activation)(v).sum())(jnp.asarray(x))
     np.testing.assert_allclose(ours, theirs.grad.numpy(), atol=1e-14)
 
 
@@ -231,7 +231,7 @@ def test_named_initialisers_have_torchs_moments(how):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: nn.activation("gleu"), "did you mean 'gelu'"),
+        (lambda: nn.get_activation("gleu"), "did you mean 'gelu'"),
         (lambda: nn.initializer("xaver"), "did you mean 'xavier'"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2, rngs=RNGS), "groups 2 must divide"),
         (lambda: nn.Conv2d(3, 4, (3, 3, 3), rngs=RNGS), "needs 2 numbers"),

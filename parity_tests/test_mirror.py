@@ -25,9 +25,6 @@ TWINS = sorted(
 JAX_ONLY = {
     "containers",
     "conv",
-    "convolution",
-    "convolution_cpu",
-    "cudnn",
     "dropout",
     "linear",
     "module",
@@ -57,7 +54,7 @@ def test_same_files():
 
 
 # The machinery under a layer has its own shape in each framework; what a user builds has not.
-INTERNAL = {"Cell", "Recurrent"}
+INTERNAL = {"Recurrent"}
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -131,6 +128,18 @@ def test_walls():
     for file in files("torchref"):
         anywhere = {m.split(".")[0] for m in imports(ast.parse(file.read_text()))}
         assert not anywhere & {"jax", "jaxlib", "flax", "optax", "jaxarch", "configs"}, file
+
+
+@pytest.mark.parametrize("package", ["jaxarch.nn", "torchref.nn"])
+def test_no_name_shadows_its_module(package):
+    room = importlib.import_module(package)
+    assert not {s for s in stems(package.replace(".", "/")) if not inspect.ismodule(getattr(room, s))}
+
+
+def test_kernels_import_no_layer():
+    for file in files("jaxarch/nn/kernels"):
+        ours = {m for m in imports(ast.parse(file.read_text())) if m.split(".")[0] == "jaxarch"}
+        assert not {m for m in ours if not m.startswith(("jaxarch.nn.kernels", "jaxarch.errors"))}, file
 
 
 def test_every_layer_of_ours_is_in_torchref():

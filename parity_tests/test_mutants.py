@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from torch import nn as tnn
 
 from jaxarch import nn
 from jaxarch.errors import JaxarchError
+from jaxarch.nn import attention as attention_module
 from jaxarch.nn import conv, linear, pool, position, rnn
 from jaxarch.nn import norm as norm_module
 from jaxarch.optim import clip_by_global_norm
@@ -22,7 +22,6 @@ from jaxarch.optim.optimizer import _promoting
 from jaxarch.parity import catalog_pair, check, check_pair, jax_side
 from torchref import nn as reference
 
-attention_module = importlib.import_module("jaxarch.nn.attention")  # the name is the function's
 IDS = np.array([[0, 1, 2, 2], [3, 2, 1, 4]])
 
 
@@ -61,15 +60,18 @@ def pair_of(
 ):
     """A function that compares one layer of torchref with ours, built anew so that a mutant takes effect."""
 
+    def settings(package):
+        return kwargs(package) if callable(kwargs) else kwargs or {}
+
     def compare():
         torch.manual_seed(0)
-        theirs = getattr(reference, name)(*args, **(kwargs or {}))
+        theirs = getattr(reference, name)(*args, **settings(reference))
         cls = getattr(nn, name)
         with_rngs = {"rngs": nnx.Rngs(0)}
         try:
-            ours = cls(*args, **(kwargs or {}), **with_rngs)
+            ours = cls(*args, **settings(nn), **with_rngs)
         except TypeError:
-            ours = cls(*args, **(kwargs or {}))
+            ours = cls(*args, **settings(nn))
         used = call or unnamed
         if name in ("LSTM", "GRU"):
             used = sequence
@@ -92,6 +94,10 @@ TEXT = {"inputs": {"query": drawn(2, 5, 8), "mask": np.arange(5) < np.array([[3]
 
 def attend(layer, query, mask):
     return layer(query, mask=mask)
+
+
+def with_config(**fields):
+    return lambda package: {"config": package.AttentionConfig(**fields)}
 
 
 PAIRS = {
@@ -117,8 +123,8 @@ PAIRS = {
     "residual": pair_of("ResidualBlock", (4, 8, 2), **IMAGE),
     "lstm": pair_of("LSTM", (4, 3), {"bidirectional": True}, **SEQUENCE),
     "gru": pair_of("GRU", (4, 3), {"bidirectional": True}, **SEQUENCE),
-    "attention": pair_of("MultiHeadAttention", (8, 2), {"causal": True}, **TEXT, call=attend),
-    "rope": pair_of("MultiHeadAttention", (8, 2), {"position": "rope"}, **TEXT, call=attend),
+    "attention": pair_of("MultiHeadAttention", (8, 2), with_config(causal=True), **TEXT, call=attend),
+    "rope": pair_of("MultiHeadAttention", (8, 2), with_config(position="rope"), **TEXT, call=attend),
     "relative": pair_of("MultiHeadAttention", (8, 2, 0.0, "relative", 2), **TEXT, call=attend),
     "block": pair_of("TransformerBlock", (8, 2, 16), inputs={"x": drawn(2, 5, 8)}),
     "sinusoid": pair_of("PositionalEncoding", (8, 16), inputs={"x": drawn(2, 5, 8)}),
@@ -176,11 +182,11 @@ def gates(order):
     """The cell with its gates taken in another order."""
 
     def change(original):
-        def advance(x, product, bias, state):
+        def forward(x, product, bias, state):
             turn = lambda v: jnp.concatenate([jnp.split(v, 4, -1)[i] for i in order], -1)  # noqa: E731
-            return original.advance(turn(x), turn(product), bias, state)
+            return original.forward(turn(x), turn(product), bias, state)
 
-        return original._replace(advance=advance)
+        return original._replace(forward=forward)
 
     return change
 
@@ -188,13 +194,13 @@ def gates(order):
 def reset_before(original):
     """GRU with the reset gate on the state and not on the product."""
 
-    def advance(x, product, bias, state):
+    def forward(x, product, bias, state):
         (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(x, 3, -1), jnp.split(product, 3, -1)
         r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
         n = jnp.tanh(x_n + r * h_n + (0 if bias is None else bias))
         return ((1 - z) * n + z * state[0],), (r, z, n, h_n)
 
-    return original._replace(advance=advance)
+    return original._replace(forward=forward)
 
 
 def without_last(original):

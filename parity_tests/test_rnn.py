@@ -16,7 +16,7 @@ import torchref.nn as reference
 from jaxarch import nn, state
 from jaxarch.convert import load_state_dict, to_state_dict
 from jaxarch.errors import DataError, UsageError
-from jaxarch.nn import cudnn, rnn
+from jaxarch.nn.kernels import lstm_cudnn, recurrent, switches
 
 BATCH, STEPS, WIDTH, HIDDEN = 5, 6, 3, 4
 UNSORTED = np.array([3, 6, 1, 6, 4])
@@ -168,7 +168,12 @@ def test_any_lengths(lengths, kind):
     assert not np.asarray(d_x)[past].any()
 
 
-CELLS = {"tanh": rnn.TANH, "relu": rnn.RELU, "LSTM": rnn.LSTM_CELL, "GRU": rnn.GRU_CELL}
+CELLS = {
+    "tanh": recurrent.TANH,
+    "relu": recurrent.RELU,
+    "LSTM": recurrent.LSTM_CELL,
+    "GRU": recurrent.GRU_CELL,
+}
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -185,11 +190,11 @@ def test_hand_written_backward_is_the_scans_own(kind):
     )
 
     def by_hand(*arguments):
-        final, hiddens = rnn.recur(cell, *arguments, (mask, None))
+        final, hiddens = recurrent.recur(cell, *arguments, (mask, None))
         return loss(final, hiddens)
 
     def plain(*arguments):
-        final, after, _ = rnn.scan(cell, *arguments, (mask, None))
+        final, after, _ = recurrent.scan(cell, *arguments, (mask, None))
         return loss(final, tuple(s[0] for s in after))
 
     def loss(final, hiddens):
@@ -256,11 +261,11 @@ def test_what_cudnn_is_given(bias, monkeypatch, caplog):
 
     expected = jax.jit(jax.value_and_grad(loss))(params)
     monkeypatch.setattr(experimental, "lstm", kernel)
-    monkeypatch.setattr(cudnn, "_told", set())
-    monkeypatch.setattr(cudnn, "_on", True)
+    monkeypatch.setattr(lstm_cudnn, "_reported", set())
+    monkeypatch.setitem(switches._ENABLED, "lstm_cudnn", True)
     layer(x.astype(float))
     assert "not by cuDNN, but by XLA: no CUDA GPU; not float32" in caplog.text
-    monkeypatch.setattr(cudnn, "_has_cuda", lambda: True)
+    monkeypatch.setattr(lstm_cudnn, "_has_cuda", lambda: True)
     narrow = state.merge(graph, params, rest)
     narrow(x, jnp.full(BATCH, 2))
     assert not used

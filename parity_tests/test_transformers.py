@@ -22,7 +22,8 @@ from jaxarch.errors import DataError, UsageError
 from jaxarch.generate import translate
 from jaxarch.models import advanced_transformer as advanced
 from jaxarch.nn import efficient_attention as efficient
-from jaxarch.nn.efficient_attention import favor_attention
+from jaxarch.nn.kernels import lsh_attention, random_features
+from jaxarch.nn.kernels.random_features import favor_attention
 from jaxarch.parity.catalog_cases import unweighted
 from torchref.generate import translate as torch_translate
 
@@ -684,7 +685,9 @@ def test_chunked_is_full(causal, mask):
         jax.value_and_grad(functools.partial(loss, function=nn.chunked_attention, chunk_size=4), has_aux=True)
     )
     (_, y), grads = chunked((q, k, v))
-    plain, _ = jax.grad(functools.partial(loss, function=nn.attention), has_aux=True)((q, k, v))
+    plain, _ = jax.grad(functools.partial(loss, function=nn.scaled_dot_product_attention), has_aux=True)(
+        (q, k, v)
+    )
     assert error(y, want) < 1e-14
     assert all(error(a, b) < 1e-13 for a, b in zip(grads, plain, strict=True))
     tensors = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
@@ -882,15 +885,15 @@ MUTANTS = {
         lambda f: lambda q, k, v: f(q, jnp.roll(k, -1, 2), jnp.roll(v, -1, 2)),
     ),
     "padding projected": ("linformer", "key_mask", lambda f: lambda mask, k: None),
-    "pairs counted once a round": ("reformer", "seen_times", scaled(lambda y, *_: jnp.ones_like(y))),
+    "pairs counted once a round": ("reformer", "shared_rounds", scaled(lambda y, *_: jnp.ones_like(y))),
     "the chunk after": (
         "reformer",
         "with_previous",
         lambda f: lambda x: jnp.concatenate((jnp.roll(x, -1, 3), x), 4),
     ),
-    "keys with their length": ("reformer", "unit", lambda f: lambda x: x),
+    "keys with their length": ("reformer", "normalize", lambda f: lambda x: x),
     "half of the buckets": ("reformer", "hash_buckets", scaled(lambda y, x, r: y % r.shape[-1])),
-    "itself at full weight": ("reformer", "ITSELF", lambda f: 1.0),
+    "itself at full weight": ("reformer", "SELF_SCORE", lambda f: 1.0),
 }
 
 
@@ -901,7 +904,8 @@ def test_mutants_of_efficient_attention_are_caught(mutant, monkeypatch):
     t, j = EFFICIENT[which]()
     mask = np.arange(13)[None] < np.array([[9], [13]])
     graph, params, rest = state.split(j)
-    monkeypatch.setattr(efficient, name, change(getattr(efficient, name)))
+    module = next(m for m in (efficient, random_features, lsh_attention) if hasattr(m, name))
+    monkeypatch.setattr(module, name, change(getattr(module, name)))
     y = jax.jit(lambda p, x: state.merge(graph, p, rest)(x, mask=jnp.asarray(mask)))(params, jnp.asarray(X))
     want = t(torch.tensor(X), mask=torch.tensor(mask)).detach().numpy()
     assert error(np.where(mask[..., None], y, 0), np.where(mask[..., None], want, 0)) > 1e-6

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxarch.errors import UsageError, unknown
-from jaxarch.nn.module import wide_dtype
+from jaxarch.nn.module import accumulation_dtype
 
 Flat = Mapping[str, Any]
 METHODS = ("central", "complex")
@@ -83,7 +83,7 @@ class AutogradDebugger:
 
 def statistics(gradients: Flat) -> dict[str, tuple[Any, Any, Any]]:
     """The number of NaN, of Inf, and the root mean square of each array; for use inside a jitted step, too."""
-    upcast = {k: g.astype(wide_dtype(g.dtype)) for k, g in gradients.items()}
+    upcast = {k: g.astype(accumulation_dtype(g.dtype)) for k, g in gradients.items()}
     return {k: (jnp.isnan(g).sum(), jnp.isinf(g).sum(), jnp.sqrt((g**2).mean())) for k, g in upcast.items()}
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxarch.convert.layout import layout
-from jaxarch.nn.module import wide_dtype
+from jaxarch.nn.module import accumulation_dtype
 from jaxarch.observe import observe
 
 Flat = Mapping[str, Any]
@@ -133,7 +133,7 @@ def fraction(true: Array) -> Array:
 
 def norms(values: Flat) -> dict[str, Array]:
     """The 2-norm of each array, and under "" that of all of them."""
-    squares = {k: (v.astype(wide_dtype(v.dtype)) ** 2).sum() for k, v in values.items()}
+    squares = {k: (v.astype(accumulation_dtype(v.dtype)) ** 2).sum() for k, v in values.items()}
     return {WHOLE: jnp.sqrt(sum(squares.values())), **{k: jnp.sqrt(v) for k, v in squares.items()}}
 
 

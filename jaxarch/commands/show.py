@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxarch import catalog, state
-from jaxarch.nn import convolution
+from jaxarch.nn.kernels import convolution
 from jaxarch.observe import observe
 from jaxarch.spec import KINDS
 

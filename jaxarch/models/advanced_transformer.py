@@ -187,7 +187,7 @@ class AdvancedTransformerModel(nn.Module):
 
     def _loss(self, logits: Float[Array, "b t v"], labels: Int[Array, "b t"]) -> Float[Array, ""]:
         config, target = self.config, labels[:, 1:]
-        upcast = logits[:, :-1].astype(nn.wide_dtype(logits.dtype))
+        upcast = logits[:, :-1].astype(nn.accumulation_dtype(logits.dtype))
         log_p = jax.nn.log_softmax(upcast)
         valid = target != -100
         log_pt = jnp.take_along_axis(log_p, jnp.where(valid, target, 0)[..., None], -1)[..., 0]

@@ -41,7 +41,8 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         d_model, dropout = config.d_model, config.dropout
-        self.attention = nn.MultiHeadAttention(d_model, config.n_heads, dropout, causal=True, rngs=rngs)
+        causal = nn.AttentionConfig(causal=True)
+        self.attention = nn.MultiHeadAttention(d_model, config.n_heads, dropout, config=causal, rngs=rngs)
         self.norm1 = nn.LayerNorm(d_model, rngs=rngs)
         self.cross_attention = self.norm3 = nnx.data(None)
         if config.cross_attention:

@@ -1,6 +1,6 @@
-"""Layers that speak torch: its names, defaults, initialisers and statistics.
+"""Layers with torch's names, defaults, initialisers and statistics.
 
-The only room that knows how the frameworks differ. Images are (B, H, W, C) and signals (B, T, C) here,
+Only this package knows how the frameworks differ. Images are (B, H, W, C) and signals (B, T, C) here,
 (B, C, H, W) and (B, C, T) in torch.
 """
 
@@ -8,21 +8,21 @@ from jaxarch.versions import check_versions
 
 check_versions()
 
-from jaxarch.nn.activation import ACTIVATIONS, Activation, Function, activation
+from jaxarch.nn.activation import ACTIVATIONS, Activation, Function, get_activation
 from jaxarch.nn.attention import (
     AdvancedMultiHeadAttention,
+    AttentionConfig,
     Cache,
     MultiHeadAttention,
     MultiHeadAttentionWithRelativePosition,
-    attention,
+    scaled_dot_product_attention,
 )
 from jaxarch.nn.bert import BertConfig, BertModel
 from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from jaxarch.nn.blocks1d import Conv1DBlock, ParallelConv1d, ResidualBlock1d
 from jaxarch.nn.containers import ModuleDict, ModuleList, Sequential
 from jaxarch.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
-from jaxarch.nn.cudnn import cudnn_lstm
-from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts
+from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts, record_masks
 from jaxarch.nn.efficient_attention import (
     LinformerAttention,
     PerformerAttention,
@@ -51,10 +51,6 @@ from jaxarch.nn.graph import (
     global_mean_pool,
     graph_ids,
     mean_of_neighbours,
-    segment_max,
-    segment_mean,
-    segment_softmax,
-    segment_sum,
 )
 from jaxarch.nn.hub import (
     HUB_ACTIVATIONS,
@@ -67,9 +63,14 @@ from jaxarch.nn.hub import (
     token_loss,
 )
 from jaxarch.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
+from jaxarch.nn.kernels.lstm_cudnn import cudnn_lstm
+from jaxarch.nn.kernels.segments import segment_max, segment_mean, segment_softmax, segment_sum
+from jaxarch.nn.kernels.switches import use_kernel
 from jaxarch.nn.linear import Embedding, Linear, check_ids
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
-from jaxarch.nn.module import Buffer, Module, wide_dtype
+from jaxarch.nn.masks import length_mask, valid_steps
+from jaxarch.nn.module import Buffer, Module
 from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm, set_batch_groups
 from jaxarch.nn.packed import MultiheadAttention, TransformerEncoderLayer
 from jaxarch.nn.pool import (
@@ -84,7 +85,6 @@ from jaxarch.nn.pool import (
     MaxPool2d,
     first_max,
 )
-from jaxarch.nn.pooling import Pooling, valid_steps
 from jaxarch.nn.position import (
     AdvancedPositionalEncoding,
     PositionalEncoding,
@@ -92,8 +92,9 @@ from jaxarch.nn.position import (
     check_length,
 )
 from jaxarch.nn.quantize import Quantized, VectorQuantizer
-from jaxarch.nn.rnn import GRU, LSTM, RNN, length_mask
+from jaxarch.nn.rnn import GRU, LSTM, RNN
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
+from jaxarch.nn.sequence_pooling import Pooling
 from jaxarch.nn.style import (
     ConstantMap,
     EqualizedConv2d,
@@ -105,7 +106,7 @@ from jaxarch.nn.style import (
     normalize_second_moment,
 )
 from jaxarch.nn.text_encoder import CustomModelConfig, TextEncoder
-from jaxarch.nn.transformer import TransformerBlock
+from jaxarch.nn.transformer import TransformerBlock, TransformerBlockConfig
 from jaxarch.nn.vision import (
     CBAM,
     AttentionConv,

@@ -51,14 +51,14 @@ class Activation(Module):
     """An activation as a layer, so that it takes an index in a Sequential as in torch. Any shape."""
 
     def __init__(self, function: str | Function):
-        self.function = activation(function)
+        self.function = get_activation(function)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return self.function(x)
 
 
-def activation(function: str | Function) -> Function:
-    """The function of a name; a callable is returned as it is.
+def get_activation(function: str | Function) -> Function:
+    """The function of a name; a callable is returned unchanged.
 
     Raises:
         UsageError: unknown name; the known ones are listed.

@@ -1,6 +1,6 @@
-"""BERT's encoder under the hub's names; every architecture of the family has it.
+"""BERT's encoder under Hugging Face's names, shared by every architecture of the family.
 
-Devlin et al. 2018, arXiv:1810.04805. A row whose keys are all masked is the mean of all.
+Devlin et al. 2018, arXiv:1810.04805. A row whose keys are all masked is the mean of all values.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.containers import ModuleList
@@ -24,10 +24,10 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The hub's settings that decide what is computed.
+    """The settings of Hugging Face's BertConfig that decide what is computed.
 
     `classifier_dropout`, `num_labels` and `problem_type` are read by the classifier alone: the dropout None
-    is `hidden_dropout_prob`, the type None "regression" for one label and otherwise told by the labels.
+    is `hidden_dropout_prob`, the type None "regression" for one label and otherwise inferred from the labels.
     `output_hidden_states` and `output_attentions` are what a call returns unless it says otherwise.
     """
 
@@ -52,7 +52,7 @@ class BertConfig:
     output_hidden_states: bool = False
     output_attentions: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             raise UsageError(f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}")
@@ -103,7 +103,7 @@ class BertSelfAttention(Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Array | None = None
+        self, x: Float[Array, "b t d"], mask: Shaped[Array, "..."] | None = None
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b h t t"]]:
         q, k, v = self.query(x), self.key(x), self.value(x)
         y, weights, _ = attend(q, k, v, self.heads, mask, self.dropout)
@@ -111,15 +111,15 @@ class BertSelfAttention(Module):
 
 
 class BertOutput(Module):
-    """A projection, dropout, and the norm of the sum with what came before."""
+    """A projection, dropout, and the norm of the sum with the residual."""
 
     def __init__(self, in_features: int, config: BertConfig, *, rngs: nnx.Rngs):
         self.dense = Linear(in_features, config.hidden_size, rngs=rngs)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.dropout = Dropout(config.hidden_dropout_prob, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b t i"], before: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.LayerNorm(self.dropout(self.dense(x)) + before)
+    def __call__(self, x: Float[Array, "b t i"], residual: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
 class BertAttention(Module):
@@ -130,14 +130,14 @@ class BertAttention(Module):
         self.output = BertOutput(config.hidden_size, config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Array | None = None
+        self, x: Float[Array, "b t d"], mask: Shaped[Array, "..."] | None = None
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b h t t"]]:
         y, weights = self.self(x, mask)
         return self.output(y, x), weights
 
 
 class BertIntermediate(Module):
-    """The wide layer and its activation."""
+    """The feed-forward network's first layer and its activation."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.dense = Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
@@ -156,20 +156,20 @@ class BertLayer(Module):
         self.output = BertOutput(config.intermediate_size, config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Array | None = None
+        self, x: Float[Array, "b t d"], mask: Shaped[Array, "..."] | None = None
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b h t t"]]:
         x, weights = self.attention(x, mask)
         return self.output(self.intermediate(x), x), weights
 
 
 class BertEncoder(Module):
-    """The layers one after another: every state, the input's first, and every layer's weights."""
+    """The layers one after another: every hidden state, the input's first, and every layer's weights."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.layer: Any = ModuleList([BertLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Array | None = None
+        self, x: Float[Array, "b t d"], mask: Shaped[Array, "..."] | None = None
     ) -> tuple[list[Array], list[Array]]:
         states, attentions = [x], []
         for layer in self.layer:
@@ -190,7 +190,7 @@ class BertPooler(Module):
 
 
 class BertModel(Module):
-    """ids (B, T) -> {"last_hidden_state" (B, T, D), "pooler_output" (B, D)}, and what else is asked for.
+    """ids (B, T) -> {"last_hidden_state" (B, T, D), "pooler_output" (B, D)}, and the requested extras.
 
     `attention_mask` (B, T) is 1 or True where a token is real. `token_type_ids` (B, T) are 0 and
     `position_ids` (B, T) or (1, T) count from 0 if not given. `inputs_embeds` (B, T, D) stand for the
@@ -212,16 +212,16 @@ class BertModel(Module):
     def __call__(
         self,
         input_ids: Int[Array, "b t"] | None = None,
-        attention_mask: Array | None = None,
+        attention_mask: Shaped[Array, "..."] | None = None,
         token_type_ids: Int[Array, "_ _"] | None = None,
         position_ids: Int[Array, "_ _"] | None = None,
         inputs_embeds: Float[Array, "b t d"] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> dict[str, Any]:
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is not None:
-            check_same_shape(given.shape[:2], attention_mask=attention_mask, token_type_ids=token_type_ids)
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs is not None:
+            check_same_shape(inputs.shape[:2], attention_mask=attention_mask, token_type_ids=token_type_ids)
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         states, attentions = self.encoder(x, attention_mask)
         outputs: dict[str, Any] = {"last_hidden_state": states[-1]}

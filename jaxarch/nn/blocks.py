@@ -1,4 +1,4 @@
-"""Blocks of convolutional networks (guide D)."""
+"""Blocks of convolutional networks over images."""
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -68,9 +68,9 @@ class ResidualBlock(Module):
         self.conv2 = Conv2d(out_channels, out_channels, 3, 1, 1, bias=False, rngs=rngs)
         self.bn2 = BatchNorm2d(out_channels, rngs=rngs)
         self.activation = Activation(activation)
-        changes = stride != 1 or in_channels != out_channels
+        differs = stride != 1 or in_channels != out_channels
         self.downsample = nnx.data(None)
-        if changes if downsample is None else downsample:
+        if differs if downsample is None else downsample:
             self.downsample = Sequential(
                 Conv2d(in_channels, out_channels, 1, stride, bias=False, rngs=rngs),
                 BatchNorm2d(out_channels, rngs=rngs),

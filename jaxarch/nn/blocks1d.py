@@ -1,4 +1,4 @@
-"""Blocks of convolutional networks over sequences (guide A)."""
+"""Blocks of convolutional networks over sequences."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from jaxarch.nn.activation import Activation, Function
 from jaxarch.nn.containers import ModuleList
 from jaxarch.nn.conv import Conv1d
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.kernels.windows import span
 from jaxarch.nn.module import Module
 from jaxarch.nn.norm import BatchNorm1d
 
@@ -22,7 +23,7 @@ class Conv1DBlock(Module):
 
     Raises:
         UsageError: groups that do not divide the channels, an unknown padding, "same" with a stride.
-        DataError: in the call, another number of channels, or fewer padded steps than the kernel reaches.
+        DataError: in the call, another number of channels, or fewer padded steps than the kernel spans.
     """
 
     def __init__(
@@ -44,17 +45,15 @@ class Conv1DBlock(Module):
         self.conv = Conv1d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rngs=rngs
         )
-        self.reach = dilation * (kernel_size - 1) + 1
+        self.span = span(kernel_size, dilation)
         self.batch_norm = BatchNorm1d(out_channels, rngs=rngs) if batch_norm else nnx.data(None)
         self.activation = Activation(activation)
         self.dropout = Dropout(dropout, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b u d"]:
         steps = x.shape[1] + sum(self.conv.padding[0])
-        if steps < self.reach:
-            raise DataError(
-                f"{steps} padded steps are fewer than the {self.reach} that the kernel reaches over"
-            )
+        if steps < self.span:
+            raise DataError(f"{steps} padded steps are fewer than the {self.span} that the kernel spans")
         x = self.conv(x)
         if self.batch_norm is not None:
             x = self.batch_norm(x)

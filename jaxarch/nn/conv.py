@@ -10,14 +10,15 @@ from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn import init
-from jaxarch.nn.convolution import DIMENSIONS, convolve
+from jaxarch.nn.kernels.convolution import DIMENSIONS, convolve
+from jaxarch.nn.kernels.windows import span
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
 
 Size = int | tuple[int, ...]
 
 
 def per_axis(value: Size, rank: int, what: str) -> tuple[int, ...]:
-    """An int for every spatial axis, or the tuple that was given.
+    """An int repeated for every spatial axis, or the given tuple.
 
     Raises:
         UsageError: the tuple has another length than there are axes.
@@ -29,7 +30,7 @@ def per_axis(value: Size, rank: int, what: str) -> tuple[int, ...]:
 
 
 class _Conv(Module):
-    """What convolutions of every rank share; the weight is stored (*kernel, in / groups, out)."""
+    """The base class of convolutions of every rank; the weight is stored (*kernel, in / groups, out)."""
 
     rank: ClassVar[int]
 
@@ -65,18 +66,18 @@ class _Conv(Module):
         if padding == "same":
             if max(self.stride) > 1:
                 raise UsageError("padding 'same' needs stride 1, as in torch: give the padding as a number")
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            totals = [span(k, d) - 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
             return tuple((t // 2, t - t // 2) for t in totals)
         if isinstance(padding, str):
             raise UsageError(f"padding must be a number, 'same' or 'valid', not {padding!r}")
         return tuple((p, p) for p in per_axis(padding, self.rank, "padding"))
 
-    def _convolve(self, x: Array) -> Array:
+    def _convolve(self, x: Float[Array, "b *space i"]) -> Float[Array, "b *positions o"]:
         check_channels(x, self.in_channels)
         for n, k, d, pads in zip(x.shape[1:], self.kernel_size, self.dilation, self.padding, strict=False):
-            if n + sum(pads) < d * (k - 1) + 1:
+            if n + sum(pads) < span(k, d):
                 raise DataError(
-                    f"an axis of {n} padded to {n + sum(pads)} is smaller than the kernel's {d * (k - 1) + 1}"
+                    f"an axis of {n} padded to {n + sum(pads)} is smaller than the kernel's {span(k, d)}"
                 )
         y = convolve(x, self.weight[...], self.stride, self.padding, self.dilation, self.groups)
         return y if self.bias is None else y + self.bias[...]
@@ -142,20 +143,19 @@ class _ConvTranspose(Module):
         self.weight = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight"]))
         self.bias = optional(init.uniform(bound)(rngs.params(), (out_channels,)) if bias else None)
 
-    def _convolve(self, x: Array) -> Array:
+    def _convolve(self, x: Float[Array, "b *space i"]) -> Float[Array, "b *positions o"]:
         check_channels(x, self.in_channels)
         spatial = tuple(range(self.rank))
         # Stored (*kernel, in, out / groups). JAX wants (*kernel, in / groups, out), groups outermost in out.
         weight = jnp.flip(self.weight[...], spatial)
-        each = weight.shape[-1]
-        weight = weight.reshape(*self.kernel_size, self.groups, self.in_channels // self.groups, each)
+        group_out = weight.shape[-1]
+        weight = weight.reshape(*self.kernel_size, self.groups, self.in_channels // self.groups, group_out)
         weight = jnp.moveaxis(weight, self.rank, -2)
-        weight = weight.reshape(*self.kernel_size, self.in_channels // self.groups, self.groups * each)
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        pads = [
-            (r - p, r - p + extra)
-            for r, p, extra in zip(reach, self.padding, self.output_padding, strict=True)
+        weight = weight.reshape(*self.kernel_size, self.in_channels // self.groups, self.groups * group_out)
+        before = [
+            span(k, d) - 1 - p for k, d, p in zip(self.kernel_size, self.dilation, self.padding, strict=True)
         ]
+        pads = [(b, b + extra) for b, extra in zip(before, self.output_padding, strict=True)]
         y = jax.lax.conv_general_dilated(
             x,
             weight,

@@ -1,18 +1,22 @@
-"""Dropout with torch's scaling; the masks can be injected."""
+"""Dropout with torch's scaling; its masks can be recorded and injected."""
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.module import Module
 
-_INJECTED: contextvars.ContextVar[dict[str, Iterator] | None] = contextvars.ContextVar("masks", default=None)
+Shape = tuple[int, ...]
+# Where a dropout gets its mask: (path, shape) -> mask. None: it draws one.
+_source: contextvars.ContextVar[Callable[[str, Shape], Array] | None] = contextvars.ContextVar(
+    "dropout masks", default=None
+)
 
 
 class Dropout(Module):
@@ -30,7 +34,7 @@ class Dropout(Module):
         self.rngs = rngs.dropout.fork()
         self.path = ""
 
-    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def mask_shape(self, shape: Shape) -> Shape:
         """The shape of the mask for an input of this shape."""
         return shape
 
@@ -41,34 +45,29 @@ class Dropout(Module):
             return jnp.zeros_like(x)
         return jnp.where(self._mask(self.mask_shape(x.shape)), x / (1 - self.p), 0)
 
-    def _mask(self, shape: tuple[int, ...]) -> Array:
-        masks = _INJECTED.get()
-        if masks is None:
+    def _mask(self, shape: Shape) -> Bool[Array, "..."]:
+        source = _source.get()
+        if source is None:
             return jax.random.bernoulli(self.rngs(), 1 - self.p, shape)
-        mask = next(masks.get(self.path, iter(())), None)
-        if mask is None:
-            raise DataError(f"no dropout mask left for a call of {self.path!r}")
-        if mask.shape != shape:
-            raise DataError(f"dropout mask of {self.path!r} has shape {mask.shape}, the call needs {shape}")
-        return mask.astype(bool)
+        return source(self.path, shape)
 
 
 class Dropout1d(Dropout):
     """Zero whole channels of (B, T, C): torch.nn.Dropout1d, channels last."""
 
-    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def mask_shape(self, shape: Shape) -> Shape:
         return (*shape[:-2], 1, shape[-1])
 
 
 class Dropout2d(Dropout):
     """Zero whole channels of (B, H, W, C): torch.nn.Dropout2d, channels last."""
 
-    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def mask_shape(self, shape: Shape) -> Shape:
         return (*shape[:-3], 1, 1, shape[-1])
 
 
 def label_dropouts(model: nnx.Module) -> list[str]:
-    """Tell every Dropout of a model its path, which `inject_masks` speaks; return the paths."""
+    """Set the path of every Dropout of a model, by which its masks are recorded and injected; return the paths."""
     paths = []
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Dropout):
@@ -78,7 +77,7 @@ def label_dropouts(model: nnx.Module) -> list[str]:
 
 
 @contextlib.contextmanager
-def inject_masks(masks: Mapping[str, Sequence[Array]]):
+def inject_masks(masks: Mapping[str, Sequence[Array]]) -> Iterator[None]:
     """Within the context, dropouts of a labelled model take these masks, one per call, in order.
 
     Works inside jit and remat: the masks may be traced values.
@@ -86,8 +85,40 @@ def inject_masks(masks: Mapping[str, Sequence[Array]]):
     Raises:
         DataError: in the call, if a mask is missing or of another shape.
     """
-    token = _INJECTED.set({path: iter(list(values)) for path, values in masks.items()})
+    remaining = {path: iter(list(values)) for path, values in masks.items()}
+
+    def next_mask(path: str, shape: Shape) -> Array:
+        mask = next(remaining.get(path, iter(())), None)
+        if mask is None:
+            raise DataError(f"no dropout mask left for a call of {path!r}")
+        if mask.shape != shape:
+            raise DataError(f"dropout mask of {path!r} has shape {mask.shape}, the call needs {shape}")
+        return mask.astype(bool)
+
+    with _masks_from(next_mask):
+        yield
+
+
+@contextlib.contextmanager
+def record_masks() -> Iterator[dict[str, list[Shape]]]:
+    """Within the context, dropouts of a labelled model drop nothing, and note the mask shape of every call.
+
+    Yields the shapes by path, in the order of the calls. Under `nnx.eval_shape` nothing is computed.
+    """
+    shapes: dict[str, list[Shape]] = {}
+
+    def note(path: str, shape: Shape) -> Array:
+        shapes.setdefault(path, []).append(shape)
+        return jnp.ones(shape, bool)
+
+    with _masks_from(note):
+        yield shapes
+
+
+@contextlib.contextmanager
+def _masks_from(source: Callable[[str, Shape], Array]) -> Iterator[None]:
+    token = _source.set(source)
     try:
         yield
     finally:
-        _INJECTED.reset(token)
+        _source.reset(token)

@@ -1,36 +1,35 @@
 """Attention for long sequences: chunked (exact), Performer, Linformer, Reformer.
 
-Shapes: b batch, h heads, q and k positions, d head size, m features, r hash rounds, n chunks, w a chunk's
-width. Masks: True = attend. Hidden keys and excluded ones: see `jaxarch.nn.attention`. The three layers have
-no T^2 weights to drop: their dropout acts on the result.
+Shapes: b batch, h heads, q and k positions, d head size, m features, r hash rounds. Masks: True = may attend;
+masked keys and excluded ones: see `jaxarch.nn.attention`. The three layers have no T^2 weights to drop: their
+dropout acts on the result.
 """
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Shaped
 
-from jaxarch.errors import DataError, UsageError
+from jaxarch.errors import UsageError
 from jaxarch.nn import init
-from jaxarch.nn.attention import expand_mask, hide
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.kernels.chunked_attention import chunked
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
+from jaxarch.nn.kernels.lsh_attention import lsh_attention
+from jaxarch.nn.kernels.random_features import favor_attention
 from jaxarch.nn.linear import Linear
-from jaxarch.nn.module import Buffer, Module, wide_dtype
-from jaxarch.nn.pooling import as_bool
+from jaxarch.nn.masks import expand_mask, key_mask
+from jaxarch.nn.module import Buffer, Module
 from jaxarch.nn.position import check_length
-
-# A shared query and key is most like itself: Reformer looks there only if there is nowhere else.
-ITSELF = -1e5
 
 
 def chunked_attention(
     q: Float[Array, "b h q d"],
     k: Float[Array, "b h k d"],
     v: Float[Array, "b h k d"],
-    mask: Array | None = None,
+    mask: Shaped[Array, "..."] | None = None,
     chunk_size: int = 128,
     causal: bool = False,
 ) -> Float[Array, "b h q d"]:
@@ -45,52 +44,7 @@ def chunked_attention(
     """
     if chunk_size < 1:
         raise UsageError(f"chunk_size must be at least 1, not {chunk_size}")
-    t, s = q.shape[2], k.shape[2]
-    mask = expand_mask(mask, (*q.shape[:3], s))
-    dtype = wide_dtype(q.dtype)
-    ks, vs = cut_chunks(k, 2, chunk_size), cut_chunks(v, 2, chunk_size)
-    k_at = cut_chunks(jnp.arange(s), 0, chunk_size, s)
-
-    def rows(_, chunk):
-        q, q_at, mask = chunk
-
-        def keys(carry, chunk):
-            top, total, y = carry
-            k, v, k_at, mask = chunk
-            scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(dtype) / math.sqrt(q.shape[-1])
-            seen = (k_at < s) & ((k_at <= q_at[:, None]) | (not causal))
-            scores = hide(scores, mask, seen)
-            higher = jnp.maximum(top, jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-            weights = jnp.exp(scores - higher)
-            shrink = jnp.exp(top - higher)
-            total = total * shrink + weights.sum(-1, keepdims=True)
-            y = y * shrink + jnp.einsum("bhqk,bhkd->bhqd", weights, v.astype(dtype))
-            return (higher, total, y), None
-
-        top = jnp.full((*q.shape[:3], 1), jnp.finfo(dtype).min, dtype)
-        start = (top, jnp.zeros_like(top), jnp.zeros((*q.shape[:3], v.shape[-1]), dtype))
-        masks = None if mask is None else along_keys(mask, 3, chunk_size, len(k_at))
-        (_, total, y), _ = jax.lax.scan(keys, start, (ks, vs, k_at, masks))
-        return None, (y / total).astype(q.dtype)
-
-    q_at = cut_chunks(jnp.arange(t) + (s - t), 0, chunk_size)
-    masks = None if mask is None else along_keys(mask, 2, chunk_size, len(q_at))
-    _, y = jax.lax.scan(jax.checkpoint(rows), None, (cut_chunks(q, 2, chunk_size), q_at, masks))
-    return jnp.moveaxis(y, 0, 2).reshape(*q.shape[:2], -1, v.shape[-1])[:, :, :t]
-
-
-def cut_chunks(x: Array, axis: int, width: int, fill: int = 0) -> Array:
-    """The chunks of an axis as a new first axis; the last chunk is filled up."""
-    spare = -x.shape[axis] % width
-    x = jnp.pad(x, [(0, spare if i == axis else 0) for i in range(x.ndim)], constant_values=fill)
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, width, *x.shape[axis + 1 :]), axis, 0)
-
-
-def along_keys(mask: Array, axis: int, width: int, count: int) -> Array:
-    """A mask's chunks along an axis, or, where it has one entry for all, that entry again and again."""
-    if mask.shape[axis] == 1:
-        return jnp.broadcast_to(mask, (count, *mask.shape))
-    return cut_chunks(mask, axis, width)
+    return chunked(q, k, v, expand_mask(mask, (*q.shape[:3], k.shape[2])), chunk_size, causal)
 
 
 class PerformerAttention(Module):
@@ -98,7 +52,7 @@ class PerformerAttention(Module):
 
     query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D). Positive orthogonal features, exp(w x - |x|^2 /
     2), of `n_features` directions w that all heads share: the buffer `projection` (n_features, head_dim). The
-    mask is (B, Tk); a row with every key hidden gives zero. With `causal` Tq must be Tk.
+    mask is (B, Tk); a row with every key masked gives zero. With `causal` Tq must be Tk.
 
     Raises:
         UsageError: heads that do not divide the width, no features.
@@ -128,7 +82,7 @@ class PerformerAttention(Module):
         query: Float[Array, "b q dm"],
         key: Float[Array, "b k dm"] | None = None,
         value: Float[Array, "b k dm"] | None = None,
-        mask: Array | None = None,
+        mask: Shaped[Array, "..."] | None = None,
     ) -> Float[Array, "b q dm"]:
         key = query if key is None else key
         value = key if value is None else value
@@ -138,67 +92,6 @@ class PerformerAttention(Module):
         )
         y = favor_attention(q, k, v, self.projection[...], key_mask(mask, k), self.causal)
         return self.dropout(self.w_o(join_heads(y)))
-
-
-def favor_attention(
-    q: Float[Array, "b h q d"],
-    k: Float[Array, "b h k d"],
-    v: Float[Array, "b h k e"],
-    projection: Float[Array, "m d"],
-    mask: Bool[Array, "b k"] | None = None,
-    causal: bool = False,
-) -> Float[Array, "b h q e"]:
-    """An estimate of softmax(q k^T / sqrt(d)) v from random features.
-
-    Raises:
-        DataError: causal attention with another number of queries than keys.
-    """
-    dtype = wide_dtype(q.dtype)
-    w = projection.astype(dtype)
-    pq, pk = (log_features(x.astype(dtype), w) for x in (q, k))
-    if mask is not None:
-        pk = jnp.where(mask[:, None, :, None], pk, -jnp.inf)
-    # Constants per query, and one for all keys, cancel: they only keep exp in range.
-    pq = jnp.exp(pq - jax.lax.stop_gradient(pq).max(-1, keepdims=True))
-    top = jax.lax.stop_gradient(pk).max((2, 3), keepdims=True)
-    pk = jnp.exp(pk - jnp.maximum(top, jnp.finfo(dtype).min))
-    v = v.astype(dtype)
-    if causal:
-        if q.shape[2] != k.shape[2]:
-            raise DataError(f"causal attention of {q.shape[2]} queries needs as many keys, not {k.shape[2]}")
-        y, total = causal_sums(pq, pk, v)
-    else:
-        y = jnp.einsum("bhqm,bhmd->bhqd", pq, jnp.einsum("bhkm,bhkd->bhmd", pk, v))
-        total = jnp.einsum("bhqm,bhm->bhq", pq, pk.sum(2))[..., None]
-    # Where every key is hidden both sums are zero.
-    return (y / jnp.where(total > 0, total, 1)).astype(q.dtype)
-
-
-def log_features(x: Float[Array, "b h t d"], w: Float[Array, "m d"]) -> Float[Array, "b h t m"]:
-    """Logarithms of the positive features of x / d^(1/4)."""
-    x = x / x.shape[-1] ** 0.25
-    return jnp.einsum("bhtd,md->bhtm", x, w) - 0.5 * (x**2).sum(-1, keepdims=True)
-
-
-def causal_sums(
-    pq: Float[Array, "b h t m"], pk: Float[Array, "b h t m"], v: Float[Array, "b h t d"], width: int = 64
-) -> tuple[Float[Array, "b h t d"], Float[Array, "b h t 1"]]:
-    """Sums over the keys up to each query, of weights times values and of weights; chunk by chunk."""
-    t, width = pq.shape[2], min(width, pq.shape[2])
-
-    def step(carry, chunk):
-        state, count = carry
-        q, k, x = chunk
-        near = jnp.tril(jnp.einsum("bhqm,bhkm->bhqk", q, k))
-        y = near @ x + jnp.einsum("bhqm,bhmd->bhqd", q, state)
-        total = near.sum(-1) + jnp.einsum("bhqm,bhm->bhq", q, count)
-        return (state + jnp.einsum("bhkm,bhkd->bhmd", k, x), count + k.sum(2)), (y, total)
-
-    shape = (*pk.shape[:2], pk.shape[-1])
-    start = (jnp.zeros((*shape, v.shape[-1]), v.dtype), jnp.zeros(shape, v.dtype))
-    _, (y, total) = jax.lax.scan(step, start, tuple(cut_chunks(x, 2, width) for x in (pq, pk, v)))
-    y, total = (jnp.moveaxis(x, 0, 2).reshape(*shape[:2], -1, *x.shape[4:])[:, :, :t] for x in (y, total))
-    return y, total[..., None]
 
 
 def orthogonal_features(n_features: int, dim: int, *, rngs: nnx.Rngs) -> Float[Array, "m d"]:
@@ -217,7 +110,7 @@ class LinformerAttention(Module):
     """Keys and values of T positions projected to `proj_len` (Wang et al. 2020, arXiv:2006.04768), cost T.
 
     query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D). All heads share the projections `proj_k` and
-    `proj_v`; shorter sequences use their first Tk columns. The mask is (B, Tk); a row with every key hidden
+    `proj_v`; shorter sequences use their first Tk columns. The mask is (B, Tk); a row with every key masked
     gives the bias of `w_o`.
 
     Raises:
@@ -249,7 +142,7 @@ class LinformerAttention(Module):
         query: Float[Array, "b q dm"],
         key: Float[Array, "b k dm"] | None = None,
         value: Float[Array, "b k dm"] | None = None,
-        mask: Array | None = None,
+        mask: Shaped[Array, "..."] | None = None,
     ) -> Float[Array, "b q dm"]:
         key = query if key is None else key
         value = key if value is None else value
@@ -264,7 +157,7 @@ class LinformerAttention(Module):
         k = jnp.einsum("bhkd,kp->bhpd", k, self.proj_k.weight[: k.shape[2]])
         v = jnp.einsum("bhkd,kp->bhpd", v, self.proj_v.weight[: v.shape[2]])
         scores = jnp.einsum("bhqd,bhpd->bhqp", q, k) / math.sqrt(self.head_dim)
-        weights = jax.nn.softmax(scores.astype(wide_dtype(q.dtype))).astype(q.dtype)
+        weights = jax.nn.softmax(scores.astype(accumulation_dtype(q.dtype))).astype(q.dtype)
         return self.dropout(self.w_o(join_heads(jnp.einsum("bhqp,bhpd->bhqd", weights, v))))
 
 
@@ -272,8 +165,8 @@ class ReformerAttention(Module):
     """Self-attention within hash buckets, query and key shared (Kitaev et al. 2020, arXiv:2001.04451).
 
     x (B, T, D), mask (B, T) -> (B, T, D). Each of `n_hashes` rounds sorts the positions by bucket, cuts them
-    into chunks of `bucket_size`, and lets a position see its own chunk and the one before; the result is
-    softmax attention over all it saw in any round, itself only if there is nothing else. Cost T log T: there
+    into chunks of `bucket_size`, and lets a position attend to its own chunk and the one before; the result
+    is softmax attention over all keys of any round, itself only if there is no other key. Cost T log T: there
     are about T / bucket_size buckets, and where they are more than 2 bucket_size a bucket is a pair, or more,
     of smaller hashes, or hashing alone would cost T^2. The buffer `rotations` (head_dim, n_hashes, columns)
     serves lengths up to `max_len`.
@@ -306,7 +199,9 @@ class ReformerAttention(Module):
         columns = most_columns(max_len, bucket_size)
         self.rotations = Buffer(init.normal(1.0)(rngs.params(), (self.head_dim, n_hashes, columns)))
 
-    def __call__(self, x: Float[Array, "b t dm"], mask: Array | None = None) -> Float[Array, "b t dm"]:
+    def __call__(
+        self, x: Float[Array, "b t dm"], mask: Shaped[Array, "..."] | None = None
+    ) -> Float[Array, "b t dm"]:
         check_length(x.shape[1], self.max_len)
         q, v = split_heads(self.w_qk(x), self.n_heads), split_heads(self.w_v(x), self.n_heads)
         parts, half = split_buckets(x.shape[1], self.bucket_size)
@@ -315,94 +210,8 @@ class ReformerAttention(Module):
         return self.dropout(self.w_o(join_heads(y)))
 
 
-def lsh_attention(
-    q: Float[Array, "b h t d"],
-    v: Float[Array, "b h t d"],
-    rotations: Float[Array, "d r n m"],
-    width: int,
-    mask: Bool[Array, "b t"] | None = None,
-    causal: bool = False,
-) -> Float[Array, "b h t d"]:
-    """`ReformerAttention` between the projections."""
-    t, spare = q.shape[2], -q.shape[2] % width
-    dtype = wide_dtype(q.dtype)
-    real = jnp.ones((len(q), t), bool) if mask is None else mask
-    buckets = hash_buckets(jax.lax.stop_gradient(q).astype(dtype), rotations.astype(dtype))
-    # Hidden positions go last, those that fill the last chunk behind them.
-    last = (2 * rotations.shape[-1]) ** rotations.shape[-2]
-    buckets = jnp.where(real[:, None, None], buckets, last)
-    buckets = jnp.pad(buckets, ((0, 0), (0, 0), (0, 0), (0, spare)), constant_values=last + 1)
-    order = buckets.argsort(-1, stable=True)
-    rank = order.argsort(-1)
-    chunk = rank // width
-    keys = unit(q.astype(dtype))
-    q, keys, v = (jnp.pad(x, ((0, 0), (0, 0), (0, spare), (0, 0)))[:, :, None] for x in (q, keys, v))
-    qs, ks, vs = (in_chunks(jnp.take_along_axis(x, order[..., None], 3), width) for x in (q, keys, v))
-    at = in_chunks(order, width)
-    ks, vs, k_at = with_previous(ks), with_previous(vs), with_previous(at)
-    scores = jnp.einsum("bhrnqd,bhrnkd->bhrnqk", qs.astype(dtype), ks) / math.sqrt(q.shape[-1])
-    i, j = at[..., None], k_at[..., None, :]
-    times = seen_times(chunk, at, k_at)
-    scores = jnp.where(i == j, ITSELF, scores) - jnp.log(jnp.maximum(times, 1).astype(dtype))
-    flat = k_at.reshape(*k_at.shape[:3], -1)
-    shown = jnp.take_along_axis(jnp.pad(real, ((0, 0), (0, spare)))[:, None, None], flat, 3)
-    # Before the first chunk there is none, and what fills the last one is no position.
-    first = jnp.arange(at.shape[3])[:, None, None] == 0
-    seen = ~(first & (jnp.arange(2 * width) < width)) & (j < t)
-    seen = seen & (j <= i) if causal else seen
-    scores = hide(scores, shown.reshape(k_at.shape)[..., None, :], seen)
-    mass = jax.nn.logsumexp(scores, -1, keepdims=True)
-    y = jnp.einsum("bhrnqk,bhrnkd->bhrnqd", jnp.exp(scores - mass), vs.astype(dtype))
-    y, mass = (x.reshape(*rank.shape, x.shape[-1]) for x in (y, mass))
-    y, mass = (jnp.take_along_axis(x, rank[..., None], 3) for x in (y, mass))
-    return (jax.nn.softmax(mass, 2) * y).sum(2)[:, :, :t].astype(q.dtype)
-
-
-def hash_buckets(x: Float[Array, "b h t d"], rotations: Float[Array, "d r n m"]) -> Int[Array, "b h r t"]:
-    """The bucket of every position in every round: of each part the nearest of the directions +-rotations."""
-    turned = jnp.einsum("bhtd,drnm->bhrtnm", x, rotations)
-    nearest = jnp.concatenate((turned, -turned), -1).argmax(-1)
-    parts, count = rotations.shape[-2], 2 * rotations.shape[-1]
-    return functools.reduce(
-        lambda number, i: number * count + nearest[..., i], range(1, parts), nearest[..., 0]
-    )
-
-
-def seen_times(
-    chunk: Int[Array, "b h r t"], at: Int[Array, "b h r n w"], k_at: Int[Array, "b h r n w2"]
-) -> Int[Array, "b h r n w w2"]:
-    """In how many rounds a query sees a key, for the pairs of every round."""
-
-    def of(x: Array, round: int) -> Array:
-        flat = x.reshape(*x.shape[:3], -1)
-        return jnp.take_along_axis(chunk[:, :, round, None], flat, 3).reshape(x.shape)
-
-    times = jnp.zeros((*at.shape, k_at.shape[-1]), chunk.dtype)
-    for other in range(chunk.shape[2]):
-        mine, theirs = of(at, other)[..., None], of(k_at, other)[..., None, :]
-        times = times + ((mine == theirs) | (mine == theirs + 1)).astype(times.dtype)
-    return times
-
-
-def in_chunks(x: Array, width: int) -> Array:
-    """Axis 3 cut into chunks: (..., T, ...) as (..., n, w, ...)."""
-    return x.reshape(*x.shape[:3], -1, width, *x.shape[4:])
-
-
-def with_previous(x: Array) -> Array:
-    """Every chunk (axis 3) behind the one before it, joined along axis 4; the first behind the last."""
-    return jnp.concatenate((jnp.roll(x, 1, 3), x), 4)
-
-
-def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """x / max(|x|, 1e-12), torch's normalize; a zero vector has a finite gradient."""
-    square = (x**2).sum(-1, keepdims=True)
-    norm = jnp.sqrt(jnp.where(square > 0, square, 1))
-    return x / jnp.where(square > 0, jnp.maximum(norm, 1e-12), 1e-12)
-
-
 def split_buckets(length: int, bucket_size: int) -> tuple[int, int]:
-    """Of how many parts a bucket's number is made for a length, and half of how many values each has."""
+    """How many parts a bucket's number has for a sequence length, and half of how many values each part takes."""
     half, parts = max(1, -(-length // (2 * bucket_size))), 1
     while (2 * bucket_size) ** parts < 2 * half:
         parts += 1
@@ -440,18 +249,3 @@ def join_heads(x: Float[Array, "b h t d"]) -> Float[Array, "b t dm"]:
     """(B, H, T, d) as (B, T, D)."""
     x = x.swapaxes(1, 2)
     return x.reshape(*x.shape[:2], -1)
-
-
-def key_mask(mask: Array | None, k: Float[Array, "b h k d"]) -> Bool[Array, "b k"] | None:
-    """A mask (B, Tk) as booleans.
-
-    Raises:
-        DataError: any other shape.
-    """
-    if mask is None:
-        return None
-    if mask.shape != (k.shape[0], k.shape[2]):
-        raise DataError(
-            f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(len(k), k.shape[2])}"
-        )
-    return as_bool(mask)

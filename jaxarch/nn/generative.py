@@ -1,4 +1,4 @@
-"""Layers of generative models: images from rows, spectral norm, resampling, attention over pixels, time."""
+"""Layers of generative models: reshaping to images, spectral norm, upsampling, pixel attention, timesteps."""
 
 import math
 from typing import ClassVar
@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from jaxarch.errors import UsageError
 from jaxarch.nn import init
 from jaxarch.nn.activation import leaky_relu
 from jaxarch.nn.conv import check_channels
-from jaxarch.nn.convolution import convolve
+from jaxarch.nn.kernels.convolution import convolve
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.linear import Linear
-from jaxarch.nn.module import Buffer, Module, Perm, from_torch_layout, optional, wide_dtype
+from jaxarch.nn.module import Buffer, Module, Perm, from_torch_layout, optional
 from jaxarch.nn.norm import GroupNorm
 
 
@@ -40,7 +42,7 @@ class ToImage(Module):
 
 
 class _Spectral(Module):
-    """A layer whose weight is divided by its largest singular value."""
+    """The base class of layers whose weight is divided by its largest singular value."""
 
     def _set(self, shape: tuple[int, ...], bias: bool, eps: float, rngs: nnx.Rngs) -> None:
         weight = init.torch_default(rngs.params(), shape)
@@ -57,9 +59,9 @@ class _Spectral(Module):
     def _weight(self) -> Float[Array, "..."]:
         """The weight of norm 1; in train mode after one more step of power iteration."""
         weight, perm = self.weight_orig[...], self.LAYOUT["weight_orig"] or ()
-        # The vectors belong to the matrix of torch's order.
-        theirs = jnp.transpose(weight, [perm.index(i) for i in range(len(perm))])
-        matrix = theirs.reshape(theirs.shape[0], -1)
+        # The vectors belong to the weight in torch's layout.
+        torch_weight = jnp.transpose(weight, [perm.index(i) for i in range(len(perm))])
+        matrix = torch_weight.reshape(torch_weight.shape[0], -1)
         if not self.use_running_average:
             fixed = jax.lax.stop_gradient(matrix)
             v = normalize(fixed.T @ self.weight_u[...], self.eps)
@@ -143,7 +145,7 @@ class PixelAttention(Module):
         rows = self.group_norm(x).reshape(b, h * w, c)
         q, k, v = (f(rows).reshape(b, h * w, self.heads, -1) for f in (self.to_q, self.to_k, self.to_v))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
-        weights = jax.nn.softmax(scores.astype(wide_dtype(x.dtype)), -1).astype(x.dtype)
+        weights = jax.nn.softmax(scores.astype(accumulation_dtype(x.dtype)), -1).astype(x.dtype)
         y = self.to_out[0](jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, h * w, c))
         return x + y.reshape(x.shape)
 
@@ -154,7 +156,7 @@ def normalize(x: Float[Array, " n"], eps: float) -> Float[Array, " n"]:
 
 
 def upsample_nearest(x: Float[Array, "b h w c"], like: Float[Array, "b u v d"]) -> Float[Array, "b u v c"]:
-    """Each pixel four times, cut to the size of `like`, which is at most twice that of x."""
+    """Nearest-neighbour upsampling by 2, cropped to the size of `like`, which is at most twice that of x."""
     return x.repeat(2, 1).repeat(2, 2)[:, : like.shape[1], : like.shape[2]]
 
 
@@ -168,12 +170,12 @@ def add_to_channels(x: Float[Array, "b h w c"], vector: Float[Array, "b c"]) -> 
     return x + vector[:, None, None, :]
 
 
-def timestep_embedding(t: Num[Array, " b"], dim: int, dtype) -> Float[Array, "b d"]:
+def timestep_embedding(t: Num[Array, " b"], dim: int, dtype: DTypeLike) -> Float[Array, "b d"]:
     """(cos, sin) of t at dim / 2 frequencies from 1 to nearly 1 / 10000: (B,) -> (B, dim); dim is even.
 
     Ho et al. 2020, arXiv:2006.11239, in the order of the public checkpoints.
     """
-    half, wide = dim // 2, wide_dtype(dtype)
-    frequencies = jnp.asarray(np.exp(-math.log(10000) * np.arange(half) / half), wide)
-    angle = t[:, None].astype(wide) * frequencies
+    half, angle_dtype = dim // 2, accumulation_dtype(dtype)
+    frequencies = jnp.asarray(np.exp(-math.log(10000) * np.arange(half) / half), angle_dtype)
+    angle = t[:, None].astype(angle_dtype) * frequencies
     return jnp.concatenate((jnp.cos(angle), jnp.sin(angle)), -1).astype(dtype)

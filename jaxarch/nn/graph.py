@@ -1,188 +1,28 @@
-"""Message passing on graphs: segment operations, and PyTorch Geometric's convolutions and pools.
+"""Message passing on graphs: PyTorch Geometric's convolutions and pools.
 
 A graph is PyG's: `edge_index` (2, E) holds source above target, messages go from source to target, parallel
 edges and self loops count. Indices out of range are an error outside jit, and under jit the result is NaN:
 JAX itself would drop them in silence. Sums are taken in float32 at least.
 """
 
-import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxarch.errors import DataError, UsageError, unknown
 from jaxarch.nn import init
 from jaxarch.nn.activation import leaky_relu
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
+from jaxarch.nn.kernels.edge_sums import weighted_sum
+from jaxarch.nn.kernels.segments import SEGMENTS, rows, segment_exp, segment_max, segment_mean, segment_sum
 from jaxarch.nn.linear import Linear, check_ids
-from jaxarch.nn.module import Module, optional, wide_dtype
-
-
-def segment_sum(
-    data: Float[Array, "e *f"],
-    ids: Int[Array, " e"],
-    num_segments: int,
-    mask: Bool[Array, " e"] | None = None,
-    *,
-    indices_are_sorted: bool = False,
-) -> Float[Array, "s *f"]:
-    """The sum of the rows of each segment; rows where the mask is False do not count. Empty: 0."""
-    wide = data.astype(wide_dtype(data.dtype))
-    if mask is not None:
-        wide = jnp.where(_beside(mask, wide), wide, 0)
-    total = jax.ops.segment_sum(wide, ids, num_segments, indices_are_sorted=indices_are_sorted)
-    return total.astype(data.dtype)
-
-
-def segment_mean(
-    data: Float[Array, "e *f"],
-    ids: Int[Array, " e"],
-    num_segments: int,
-    mask: Bool[Array, " e"] | None = None,
-    *,
-    indices_are_sorted: bool = False,
-) -> Float[Array, "s *f"]:
-    """The mean of the rows of each segment; rows where the mask is False do not count. Empty: 0."""
-    wide = data.astype(wide_dtype(data.dtype))
-    total = segment_sum(wide, ids, num_segments, mask, indices_are_sorted=indices_are_sorted)
-    count = segment_sum(
-        jnp.ones(ids.shape, wide.dtype), ids, num_segments, mask, indices_are_sorted=indices_are_sorted
-    )
-    return (total / _beside(jnp.maximum(count, 1), total)).astype(data.dtype)
-
-
-def segment_max(
-    data: Float[Array, "e *f"],
-    ids: Int[Array, " e"],
-    num_segments: int,
-    mask: Bool[Array, " e"] | None = None,
-    *,
-    indices_are_sorted: bool = False,
-) -> Float[Array, "s *f"]:
-    """The maximum of each segment; rows where the mask is False do not count. Empty: 0.
-
-    Equal maxima share the gradient, as in torch's scatter_reduce.
-    """
-    if mask is not None:
-        data = jnp.where(_beside(mask, data), data, -jnp.inf)
-    kept = jnp.ones(ids.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
-    taken = jax.ops.segment_max(kept, ids, num_segments, indices_are_sorted=indices_are_sorted) > 0
-    top = jax.ops.segment_max(data, ids, num_segments, indices_are_sorted=indices_are_sorted)
-    return jnp.where(_beside(taken, top), top, 0)
-
-
-def segment_softmax(
-    logits: Float[Array, "e *f"],
-    ids: Int[Array, " e"],
-    num_segments: int,
-    mask: Bool[Array, " e"] | None = None,
-    own: Float[Array, "s *f"] | None = None,
-    *,
-    indices_are_sorted: bool = False,
-) -> tuple[Float[Array, "e *f"], Float[Array, "s *f"] | None]:
-    """The softmax over the rows of each segment, and over one more row of its own if given.
-
-    Rows where the mask is False get 0 and do not count. Returns the weights of the rows and of `own`.
-    """
-    weights, loop, total = _exponentials(
-        logits, ids, num_segments, mask, own, indices_are_sorted=indices_are_sorted
-    )
-    shares = (weights / rows(total, ids)).astype(logits.dtype)
-    return shares, None if loop is None else (loop / total).astype(logits.dtype)
-
-
-def _exponentials(logits, ids, num_segments, mask, own, *, indices_are_sorted):
-    """What `segment_softmax` divides: of the rows, of `own` or None, and their sum, 1 in an empty segment."""
-    wide = logits.astype(wide_dtype(logits.dtype))
-    if mask is not None:
-        wide = jnp.where(_beside(mask, wide), wide, -jnp.inf)
-    fixed = jax.lax.stop_gradient(wide)
-    top = jax.ops.segment_max(fixed, ids, num_segments, indices_are_sorted=indices_are_sorted)
-    if own is not None:
-        top = jnp.maximum(top, jax.lax.stop_gradient(own).astype(wide.dtype))
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    weights = jnp.exp(wide - rows(top, ids))
-    total = segment_sum(weights, ids, num_segments, indices_are_sorted=indices_are_sorted)
-    if own is None:
-        return weights, None, jnp.where(total > 0, total, 1)
-    loop = jnp.exp(own.astype(wide.dtype) - top)
-    return weights, loop, total + loop
-
-
-def weighted_sum(
-    weights: Float[Array, "e h"],
-    data: Float[Array, "n h f"],
-    edge_index: Int[Array, "2 e"],
-    *,
-    indices_are_sorted: bool = False,
-) -> Float[Array, "n h f"]:
-    """For each node the sum over the edges into it of the edge's weights times the row of its source."""
-    data = data.astype(weights.dtype)
-    # A CPU spends more time on touching new memory than on sums; several devices would have to combine
-    # their sums after every block.
-    if jax.default_backend() == "cpu" and jax.device_count() == 1 and weights.shape[0] > BLOCK:
-        return blockwise(indices_are_sorted, weights, data, edge_index)
-    messages = weights[..., None] * rows(data, edge_index[0])
-    return segment_sum(messages, edge_index[1], data.shape[0], indices_are_sorted=indices_are_sorted)
-
-
-BLOCK = 8192
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def blockwise(indices_are_sorted: bool, weights, data, edge_index):
-    """`weighted_sum` over BLOCK edges at a time, whose messages do not leave the cache, nor does their gradient.
-
-    Refuses forward differentiation (jax.jvp), as every hand-written gradient.
-    """
-
-    def add(y, block):
-        weight, (source, target) = block
-        y = y.at[target].add(weight[..., None] * rows(data, source), indices_are_sorted=indices_are_sorted)
-        return y, None
-
-    return jax.lax.scan(add, jnp.zeros_like(data), _blocks(weights, edge_index, data.shape[0]))[0]
-
-
-def _blockwise_forward(indices_are_sorted, weights, data, edge_index):
-    return blockwise(indices_are_sorted, weights, data, edge_index), (weights, data, edge_index)
-
-
-def _blockwise_backward(indices_are_sorted, kept, d_y):
-    weights, data, edge_index = kept
-
-    def add(d_data, block):
-        weight, (source, target) = block
-        d = rows(d_y, target)
-        return d_data.at[source].add(weight[..., None] * d), (d * rows(data, source)).sum(-1)
-
-    d_data, d_weights = jax.lax.scan(add, jnp.zeros_like(data), _blocks(weights, edge_index, data.shape[0]))
-    return d_weights.reshape(-1, weights.shape[1])[: len(weights)], d_data, None
-
-
-blockwise.defvjp(_blockwise_forward, _blockwise_backward)
-
-
-def _blocks(weights, edge_index, nodes):
-    """Blocks of edges; the last one is filled up with edges of weight 0 to a node that is not there."""
-    more = -len(weights) % BLOCK
-    weights = jnp.pad(weights, ((0, more), (0, 0)))
-    source = jnp.pad(edge_index[0], (0, more))
-    target = jnp.pad(edge_index[1], (0, more), constant_values=nodes)
-    ends = source.reshape(-1, BLOCK), target.reshape(-1, BLOCK)
-    return weights.reshape(-1, BLOCK, weights.shape[1]), ends
-
-
-SEGMENTS = {"add": segment_sum, "sum": segment_sum, "mean": segment_mean, "max": segment_max}
-
-
-def rows(data: Float[Array, "n *f"], ids: Int[Array, " e"]) -> Float[Array, "e *f"]:
-    """The rows of the ids, which the caller has checked."""
-    return data.at[ids].get(mode="clip", wrap_negative_indices=False)
+from jaxarch.nn.module import Module, optional
 
 
 def graph_ids(n_node: Int[Array, " g"], num_nodes: int) -> Int[Array, " n"]:
@@ -271,7 +111,7 @@ class GCNConv(Module):
     """Graph convolution with symmetric normalisation (Kipf and Welling 2017, arXiv:1609.02907).
 
     x (N, in_channels), edge_index (2, E), edge_weight (E,) or None -> (N, out_channels). PyG's GCNConv:
-    every node has one self loop, of weight 1 (2 if `improved`) unless the graph brings one (of several
+    every node has one self loop, of weight 1 (2 if `improved`) unless the graph has one (of several
     the last); the inverse root of a degree 0 is 0. `indices_are_sorted` promises sorted targets.
 
     Raises:
@@ -307,17 +147,17 @@ class GCNConv(Module):
     ) -> Float[Array, "n o"]:
         check_ids(edge_index, x.shape[0], "edge index")
         nodes, (source, target) = x.shape[0], (edge_index[0], edge_index[1])
-        wide = wide_dtype(x.dtype)
-        weight = jnp.ones(target.shape, wide) if edge_weight is None else edge_weight.astype(wide)
-        loop = jnp.zeros(nodes, wide)
+        dtype = accumulation_dtype(x.dtype)
+        weight = jnp.ones(target.shape, dtype) if edge_weight is None else edge_weight.astype(dtype)
+        loop = jnp.zeros(nodes, dtype)
         if self.add_self_loops:
-            given = source == target
-            order = jnp.where(given, jnp.arange(target.size), -1)
+            is_loop = source == target
+            order = jnp.where(is_loop, jnp.arange(target.size), -1)
             last = jnp.full(nodes, -1, order.dtype).at[target].max(order)
-            loop = jnp.full(nodes, 2.0 if self.improved else 1.0, wide)
+            loop = jnp.full(nodes, 2.0 if self.improved else 1.0, dtype)
             if target.size:
                 loop = jnp.where(last >= 0, rows(weight, last), loop)
-            weight = jnp.where(given, 0, weight)
+            weight = jnp.where(is_loop, 0, weight)
         if self.normalize:
             degree = segment_sum(weight, target, nodes, indices_are_sorted=indices_are_sorted) + loop
             inverse = jnp.where(degree == 0, 0, jnp.where(degree == 0, 1, degree) ** -0.5)
@@ -336,8 +176,8 @@ class GATConv(Module):
     """Graph attention (Velickovic et al. 2018, arXiv:1710.10903).
 
     x (N, in_channels), edge_index (2, E), edge_attr (E, edge_dim) -> (N, heads * out_channels), or the mean
-    over the heads (N, out_channels) without `concat`. PyG's GATConv: self loops given are replaced by one
-    per node, whose features are `fill_value` or that aggregation of the features of the edges into it.
+    over the heads (N, out_channels) without `concat`. PyG's GATConv: self loops in the graph are replaced by
+    one per node, whose features are `fill_value` or that aggregation of the features of the edges into it.
     Dropout acts on the attention weights, of the edges and then of the loops. `indices_are_sorted` promises
     sorted targets.
 
@@ -393,27 +233,27 @@ class GATConv(Module):
         check_ids(edge_index, x.shape[0], "edge index")
         nodes, shape = x.shape[0], (-1, self.heads, self.out_channels)
         source, target = edge_index[0], edge_index[1]
-        kept, own = None, None
+        mask, loop_logits = None, None
         h = self.lin(x).reshape(shape)
-        to_others, to_self = (h * self.att_src[...]).sum(-1), (h * self.att_dst[...]).sum(-1)
-        logits = rows(to_others, source) + rows(to_self, target)
+        source_logits, target_logits = (h * self.att_src[...]).sum(-1), (h * self.att_dst[...]).sum(-1)
+        logits = rows(source_logits, source) + rows(target_logits, target)
         if self.add_self_loops:
-            kept, own = source != target, to_others + to_self
+            mask, loop_logits = source != target, source_logits + target_logits
         if edge_attr is not None:
             logits = logits + self._edge_logits(edge_attr)
-            if own is not None and isinstance(self.fill_value, str):
-                filled = SEGMENTS[self.fill_value](
-                    edge_attr, target, nodes, kept, indices_are_sorted=indices_are_sorted
-                )
-                own = own + self._edge_logits(filled)
-            elif own is not None and not isinstance(self.fill_value, str):
-                own = own + self._edge_logits(jnp.full((1, edge_attr.shape[1]), self.fill_value, x.dtype))
-        weights, loop, total = _exponentials(
+            if loop_logits is not None and isinstance(self.fill_value, str):
+                aggregate = SEGMENTS[self.fill_value]
+                loop_attr = aggregate(edge_attr, target, nodes, mask, indices_are_sorted=indices_are_sorted)
+                loop_logits = loop_logits + self._edge_logits(loop_attr)
+            elif loop_logits is not None and not isinstance(self.fill_value, str):
+                loop_attr = jnp.full((1, edge_attr.shape[1]), self.fill_value, x.dtype)
+                loop_logits = loop_logits + self._edge_logits(loop_attr)
+        weights, loop, total = segment_exp(
             leaky_relu(logits, self.negative_slope),
             target,
             nodes,
-            kept,
-            None if own is None else leaky_relu(own, self.negative_slope),
+            mask,
+            None if loop_logits is None else leaky_relu(loop_logits, self.negative_slope),
             indices_are_sorted=indices_are_sorted,
         )
         y = weighted_sum(self.dropout(weights), h, edge_index, indices_are_sorted=indices_are_sorted)
@@ -487,16 +327,16 @@ class RGCNConv(Module):
         check_ids(edge_type, self.num_relations, "edge type")
         nodes, relations = x.shape[0], self.num_relations
         source, target = edge_index[0], edge_index[1]
-        place = target * relations + edge_type.astype(target.dtype)
-        found = SEGMENTS[self.aggr](rows(x, source), place, nodes * relations)
+        ids = target * relations + edge_type.astype(target.dtype)
+        aggregated = SEGMENTS[self.aggr](rows(x, source), ids, nodes * relations)
         weight = self.weight[...]
         if self.num_bases is not None:
             weight = jnp.einsum("rb,bio->rio", self.comp[...], weight)
         if self.num_blocks is not None:
-            blocks = found.reshape(nodes, relations, self.num_blocks, -1)
+            blocks = aggregated.reshape(nodes, relations, self.num_blocks, -1)
             y = jnp.einsum("nrki,rkio->nko", blocks, weight).reshape(nodes, self.out_channels)
         else:
-            y = jnp.einsum("nri,rio->no", found.reshape(nodes, relations, -1), weight)
+            y = jnp.einsum("nri,rio->no", aggregated.reshape(nodes, relations, -1), weight)
         y = or_nan(or_nan(y, edge_index, nodes), edge_type, relations)
         if self.root is not None:
             y = y + x @ self.root[...]
@@ -508,12 +348,9 @@ def glorot(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
     return init.uniform(math.sqrt(6 / (shape[-2] + shape[-1])))(key, shape)
 
 
-def _beside(per_row: Array, data: Array) -> Array:
-    """One value per row, shaped to broadcast over what each row holds."""
-    return per_row.reshape(-1, *(1,) * (data.ndim - 1))
-
-
-def _pooled(segment, x: Array, batch: Array | None, size: int | None) -> Array:
+def _pooled(
+    segment: Callable[..., Array], x: Array, batch: Array | None, size: int | None
+) -> Float[Array, "g f"]:
     if batch is None:
         batch = jnp.zeros(x.shape[0], jnp.int32)
         size = 1 if size is None else size

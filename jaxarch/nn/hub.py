@@ -1,4 +1,4 @@
-"""What the hub's models share: GPT-2's Conv1D, activations by the hub's names, attention, losses.
+"""Parts that Hugging Face's models share: GPT-2's Conv1D, activations by name, attention, initialisation, loss.
 
 Shapes: b batch, t positions, d width, v vocabulary, h heads.
 """
@@ -8,15 +8,18 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxarch.errors import DataError, UsageError, unknown
 from jaxarch.nn import init
 from jaxarch.nn.activation import ACTIVATIONS, Function
-from jaxarch.nn.attention import Cache, exact_attention, expand_mask, pattern
+from jaxarch.nn.attention import Cache
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.kernels.attention import exact_attention, pattern
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.linear import Embedding, check_ids
-from jaxarch.nn.module import Module, wide_dtype
+from jaxarch.nn.masks import expand_mask
+from jaxarch.nn.module import Module
 
 HUB_ACTIVATIONS: Mapping[str, Function] = {
     **{
@@ -30,7 +33,7 @@ HUB_ACTIVATIONS: Mapping[str, Function] = {
 
 
 def hub_activation(name: str) -> Function:
-    """The function of the hub's name for it.
+    """The activation function of a Hugging Face name.
 
     Raises:
         UsageError: unknown name; the known ones are listed.
@@ -43,7 +46,7 @@ def hub_activation(name: str) -> Function:
 class Conv1D(Module):
     """GPT-2's linear layer: y = x W + b, the weight stored (in, out) in both frameworks.
 
-    (..., nx) -> (..., nf), in the hub's order of arguments. Weights start at N(0, 0.02^2), biases at zero.
+    (..., nx) -> (..., nf), in Hugging Face's order of arguments. Weights start at N(0, 0.02^2), biases at zero.
     """
 
     def __init__(self, nf: int, nx: int, *, rngs: nnx.Rngs):
@@ -60,7 +63,7 @@ def attend(
     k: Float[Array, "b k d"],
     v: Float[Array, "b k d"],
     heads: int,
-    mask: Array | None = None,
+    mask: Shaped[Array, "..."] | None = None,
     dropout: Dropout | None = None,
     causal: bool = False,
     factor: float = 1.0,
@@ -81,18 +84,19 @@ def attend(
     start: int | Array = 0
     q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3) for x in (q, k, v))
     if cache is not None:
-        start, at = cache.length, (0, 0, cache.length, 0)
-        k = jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at)
-        v = jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at)
-        cache = Cache(k, v, cache.length + q.shape[2])
+        start, cache = cache.length, cache.extended(k, v)
+        k, v = cache.k, cache.v
     mask = expand_mask(mask, (*q.shape[:3], k.shape[2]))
-    seen = pattern(jnp.arange(q.shape[2]) + start, jnp.arange(k.shape[2]), "standard", 1, causal)
-    y, weights = exact_attention(q if factor == 1 else q * factor, k, v, mask, seen, dropout)
+    q_positions = jnp.arange(q.shape[2]) + start
+    k_positions = jnp.arange(k.shape[2])
+    allowed = pattern(q_positions, k_positions, "standard", 1, causal)
+    y, weights = exact_attention(q if factor == 1 else q * factor, k, v, mask, allowed, dropout)
     return y.transpose(0, 2, 1, 3).reshape(shape), weights, cache
 
 
 def draw_normal(module: nnx.Module, std: float, *, rngs: nnx.Rngs) -> None:
-    """Draw every projection and table in `module` from N(0, std^2), as the hub does; biases become zero.
+    """Draw every projection and table in `module` from N(0, std^2), as Hugging Face's models do; biases become
+    zero.
 
     Norms stay as they are, and a table's row `padding_idx` is zero.
     """
@@ -109,13 +113,13 @@ def draw_normal(module: nnx.Module, std: float, *, rngs: nnx.Rngs) -> None:
 
 
 def normal_parameter(shape: tuple[int, ...], std: float, *, rngs: nnx.Rngs) -> nnx.Param:
-    """A parameter drawn from N(0, std^2); std 0 makes it zero."""
+    """A parameter drawn from N(0, std^2); zero for std 0."""
     return nnx.Param(init.normal(std)(rngs.params(), shape))
 
 
 def token_loss(logits: Float[Array, "*n v"], labels: Int[Array, "*n"]) -> Float[Array, ""]:
     """The mean cross-entropy over labels other than -100; 0 if there are none. Float32 at least."""
-    log_p = jax.nn.log_softmax(logits.astype(wide_dtype(logits.dtype)))
+    log_p = jax.nn.log_softmax(logits.astype(accumulation_dtype(logits.dtype)))
     valid = labels != -100
     check_ids(jnp.where(valid, labels, 0), logits.shape[-1], "label")
     picked = jnp.take_along_axis(log_p, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]

@@ -1,11 +1,12 @@
 """Initialisers: torch's defaults and the catalog's names, with the same distributions as torch.nn.init.
 
-All take a *torch-layout* fan: weights are drawn in torch's shape and permuted by the layer, so that
+Fans are those of torch's layout: weights are drawn in torch's shape and permuted by the layer, so that
 fan-in and fan-out never depend on how JAX stores the array.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ from jaxtyping import Array, Float
 from jaxarch.errors import unknown
 
 Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+Layer = TypeVar("Layer", bound=nnx.Module)
 
 
-def float_dtype():
+def float_dtype() -> jnp.dtype:
     """float64 under x64, else float32."""
     return jnp.result_type(float)
 
@@ -53,14 +55,14 @@ def he(mode: str = "fan_in") -> Initializer:
     if mode not in ("fan_in", "fan_out"):
         raise unknown("fan mode", mode, ("fan_in", "fan_out"))
 
-    def init(key, shape):
+    def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return normal(math.sqrt(2 / fans(shape)[mode == "fan_out"]))(key, shape)
 
     return init
 
 
 def orthogonal(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """torch.nn.init.orthogonal_ (Saxe et al. 2013) on the weight seen as (out, in * kernel)."""
+    """torch.nn.init.orthogonal_ (Saxe et al. 2013) on the weight reshaped to (out, in * kernel)."""
     flat = (shape[0], math.prod(shape[1:]))
     return jax.nn.initializers.orthogonal()(key, flat, float_dtype()).reshape(shape)
 
@@ -77,7 +79,7 @@ INITIALIZERS: dict[str, Initializer] = {
 
 
 def initializer(name: str | Initializer) -> Initializer:
-    """The initialiser of the catalog's name; a callable is returned as it is.
+    """The initialiser of a name; a callable is returned unchanged.
 
     Raises:
         UsageError: unknown name; the known ones are listed.
@@ -89,28 +91,28 @@ def initializer(name: str | Initializer) -> Initializer:
     return INITIALIZERS[name]
 
 
-def initialized(layer, name: str | Initializer, *, rngs: nnx.Rngs):
+def initialized(layer: Layer, name: str | Initializer, *, rngs: nnx.Rngs) -> Layer:
     """The layer with its weight drawn by an initialiser, named or given, and its bias, if any, at zero."""
-    return _drawn(layer, name, rngs.params())
+    _draw(layer, name, rngs.params())
+    return layer
 
 
 def initialize_all(model: nnx.Module, kind: type, name: str | Initializer, *, rngs: nnx.Rngs) -> None:
-    """Draw every layer of a kind that a model holds, as `initialized` does."""
+    """Draw the weights of every layer of a type in a model, as `initialized` does."""
     key = rngs.params()
     layers = [layer for _, layer in nnx.iter_modules(model) if isinstance(layer, kind)]
     for i, layer in enumerate(layers):
-        _drawn(layer, name, jax.random.fold_in(key, i))
+        _draw(layer, name, jax.random.fold_in(key, i))
 
 
-def _drawn(layer, name: str | Initializer, key: jax.Array):
+def _draw(layer: Any, name: str | Initializer, key: jax.Array) -> None:
     perm = layer.LAYOUT.get("weight")
     shape = layer.weight.shape if perm is None else tuple(layer.weight.shape[i] for i in _inverse(perm))
     weight = initializer(name)(key, shape)
-    # As raw values: under eval_shape every other way of setting one searches all that was traced before.
+    # As raw values: under eval_shape every other way of setting one searches the whole trace.
     layer.weight.set_raw_value(weight if perm is None else weight.transpose(perm))
     if getattr(layer, "bias", None) is not None:
         layer.bias.set_raw_value(jnp.zeros(layer.bias.shape, float_dtype()))
-    return layer
 
 
 def _inverse(perm: tuple[int, ...]) -> list[int]:

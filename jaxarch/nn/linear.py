@@ -1,4 +1,4 @@
-"""Linear and Embedding."""
+"""Linear and Embedding with torch's names, initialisers and checks."""
 
 import math
 from typing import ClassVar
@@ -27,8 +27,7 @@ class Linear(Module):
         self.in_features, self.out_features = in_features, out_features
         self.weight = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight"]))
         bound = 1 / math.sqrt(in_features)
-        drawn = init.uniform(bound)(rngs.params(), (out_features,)) if bias else None
-        self.bias = optional(drawn)
+        self.bias = optional(init.uniform(bound)(rngs.params(), (out_features,)) if bias else None)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         y = x @ self.weight[...]
@@ -68,7 +67,7 @@ def check_ids(ids: Int[Array, "..."], size: int, what: str = "id") -> None:
     """Refuse ids outside [0, size), as torch does. Under jit values are unknown and nothing is checked.
 
     Raises:
-        DataError: naming the first id out of range and the size; ids that are no integers, under jit too.
+        DataError: naming the first id out of range and the size; ids that are not integers, under jit too.
     """
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise DataError(f"every {what} must be an integer, not {ids.dtype}")

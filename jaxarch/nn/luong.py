@@ -9,15 +9,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxarch.errors import DataError
 from jaxarch.nn.linear import Linear
+from jaxarch.nn.masks import length_mask
 from jaxarch.nn.module import Module
-from jaxarch.nn.rnn import length_mask
 
 
 class LuongAttention(Module):
-    """What the three scores share: softmax over the valid steps, weighted sum of the hidden states.
+    """The base class of the three scores: softmax over the valid steps, weighted sum of the hidden states.
 
     hidden (B, T, hidden_size), mask (B, T) True where valid, lengths (B,) in [1, T]; with both, a step is
-    valid if both say so -> context (B, T, hidden_size), zero at steps that are not valid. With
+    valid if both agree -> context (B, T, hidden_size), zero at steps that are not valid. With
     `return_weights` also the weights (B, T, T), query before key.
 
     Raises:
@@ -59,8 +59,8 @@ class LuongAttention(Module):
         if hidden.shape[-1] != self.hidden_size:
             raise DataError(f"hidden has {hidden.shape[-1]} features, hidden_size is {self.hidden_size}")
         if lengths is not None:
-            within = length_mask(lengths, hidden.shape[1])
-            mask = within if mask is None else mask & within
+            valid = length_mask(lengths, hidden.shape[1])
+            mask = valid if mask is None else mask & valid
         if mask is None:
             weights = jax.nn.softmax(self.score(hidden), -1)
         else:

@@ -1,4 +1,4 @@
-"""Normalisation with torch's statistics: biased variance to normalise, unbiased variance to remember."""
+"""Normalisation with torch's statistics: biased variance to normalise, unbiased running variance."""
 
 import math
 from functools import partial
@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.init import float_dtype
-from jaxarch.nn.module import Module, optional, wide_dtype
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
+from jaxarch.nn.module import Module, optional
 
 
 class BatchNorm(Module):
@@ -19,7 +20,7 @@ class BatchNorm(Module):
 
     (..., C) -> (..., C). In train mode running = (1 - momentum) * running + momentum * batch, with the
     unbiased batch variance; `momentum=None` is torch's cumulative average. Statistics stay float32 or wider.
-    They are the whole batch's, on however many devices it lies; see `set_batch_groups`.
+    They are the whole batch's, on however many devices it is sharded; see `set_batch_groups`.
     """
 
     def __init__(
@@ -43,35 +44,38 @@ class BatchNorm(Module):
             self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.result_type(int)))
 
     def freeze(self, frozen: bool = True) -> None:
-        """Normalise by the running statistics, and leave them alone, in train mode too: torch's `bn.eval()`."""
+        """Normalise by the running statistics and do not update them, in train mode too, as torch's `bn.eval()`."""
         self.frozen = frozen
 
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-        wide = x.astype(wide_dtype(x.dtype))
+        upcast = x.astype(accumulation_dtype(x.dtype))
         if self.track_running_stats and (self.use_running_average or self.frozen):
-            mean, var = (s[...].astype(wide.dtype) for s in (self.running_mean, self.running_var))
+            mean, var = (s[...].astype(upcast.dtype) for s in (self.running_mean, self.running_var))
         else:
-            wide = self._grouped(wide)
-            axes = tuple(range(int(self.groups > 1), wide.ndim - 1))
-            n = math.prod(wide.shape[i] for i in axes)
+            upcast = self._grouped(upcast)
+            axes = tuple(range(int(self.groups > 1), upcast.ndim - 1))
+            n = math.prod(upcast.shape[i] for i in axes)
             if n == 1:
                 raise DataError(
                     f"batch norm in train mode needs more than 1 value per channel, x is {x.shape}"
                     + (f" in {self.groups} groups" if self.groups > 1 else "")
                 )
-            ones, zeros = jnp.ones(self.num_features, wide.dtype), jnp.zeros(self.num_features, wide.dtype)
-            weight = ones if self.weight is None else self.weight[...].astype(wide.dtype)
-            bias = zeros if self.bias is None else self.bias[...].astype(wide.dtype)
-            y, mean, var = _by_batch(wide, weight, bias, axes, self.eps)
+            ones, zeros = (
+                jnp.ones(self.num_features, upcast.dtype),
+                jnp.zeros(self.num_features, upcast.dtype),
+            )
+            weight = ones if self.weight is None else self.weight[...].astype(upcast.dtype)
+            bias = zeros if self.bias is None else self.bias[...].astype(upcast.dtype)
+            y, mean, var = _by_batch(upcast, weight, bias, axes, self.eps)
             if self.track_running_stats:
                 first = [s.reshape(-1, self.num_features)[0] for s in (mean, var)]
                 self._remember(first[0], first[1], n)
             return y.reshape(x.shape).astype(x.dtype)
-        y = (wide - mean) * jax.lax.rsqrt(var + self.eps)
-        return affine_of(y.astype(x.dtype), self.weight, self.bias)
+        y = (upcast - mean) * jax.lax.rsqrt(var + self.eps)
+        return apply_affine(y.astype(x.dtype), self.weight, self.bias)
 
     def _grouped(self, x: Array) -> Array:
-        """(B, ..., C) -> (groups, B / groups, ..., C), or x itself where there is one group."""
+        """(B, ..., C) -> (groups, B / groups, ..., C), or x where there is one group."""
         if self.groups == 1:
             return x
         if x.shape[0] % self.groups:
@@ -83,8 +87,8 @@ class BatchNorm(Module):
         k = self.momentum if self.momentum is not None else 1 / count.astype(self.running_mean.dtype)
         unbiased = var * (n / (n - 1))
         self.num_batches_tracked[...] = count
-        for kept, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            kept[...] = (1 - k) * kept[...] + k * jax.lax.stop_gradient(new).astype(kept.dtype)
+        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running[...] = (1 - k) * running[...] + k * jax.lax.stop_gradient(new).astype(running.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
@@ -97,8 +101,8 @@ def _by_batch(
 ) -> tuple[Array, Array, Array]:
     """x normalised over axes, scaled and shifted; its mean and biased variance there.
 
-    The rule below is the derivative itself, in fewer passes: its transpose sums over the batch what the weight's
-    and the bias's gradients sum anyway, where differentiating this body takes three more sums.
+    The rule below is the exact derivative, in fewer passes: its transpose reuses the sums over the batch of the
+    weight's and the bias's gradients, where differentiating this body takes three more sums.
     """
     mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(var + eps) * weight + bias, mean, var
@@ -110,18 +114,19 @@ def _by_batch_jvp(axes: tuple[int, ...], eps: float, primals: Any, tangents: Any
     dx, dweight, dbias = tangents
     y, mean, var = _by_batch(x, weight, bias, axes, eps)
     scale = jax.lax.rsqrt(var + eps)
-    normal = (x - mean) * scale
-    along = dx * (scale * weight)
-    dy = along - along.mean(axes, keepdims=True) - normal * (normal * along).mean(axes, keepdims=True)
+    normalized = (x - mean) * scale
+    scaled = dx * (scale * weight)
+    dy = scaled - scaled.mean(axes, keepdims=True)
+    dy = dy - normalized * (normalized * scaled).mean(axes, keepdims=True)
     dvar = 2 * ((x - mean) * dx).mean(axes, keepdims=True)
-    return (y, mean, var), (dy + normal * dweight + dbias, dx.mean(axes, keepdims=True), dvar)
+    return (y, mean, var), (dy + normalized * dweight + dbias, dx.mean(axes, keepdims=True), dvar)
 
 
 def set_batch_groups(model: nnx.Module, groups: int) -> None:
-    """Let each batch norm of `model` take its statistics in train mode from `groups` equal parts of the batch.
+    """Let each batch norm of `model` take its statistics in train mode from `groups` equal groups of the batch.
 
-    With one group a device, and a mean loss, this is training under torch's DistributedDataParallel: every
-    part is normalised by itself, without communication, and the running statistics are the first part's, as
+    With one group per device, and a mean loss, this is training under torch's DistributedDataParallel: every
+    group is normalised by itself, without communication, and the running statistics are the first group's, as
     those of rank 0 are broadcast there. 1 is the default: one group, torch's SyncBatchNorm.
 
     Raises:
@@ -166,7 +171,7 @@ class LayerNorm(Module):
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         y = standardize(x, tuple(range(-len(self.normalized_shape), 0)), self.eps)
-        return affine_of(y, self.weight, self.bias)
+        return apply_affine(y, self.weight, self.bias)
 
 
 class GroupNorm(Module):
@@ -188,7 +193,7 @@ class GroupNorm(Module):
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
         grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
         axes = (*range(1, x.ndim - 1), x.ndim)
-        return affine_of(standardize(grouped, axes, self.eps).reshape(x.shape), self.weight, self.bias)
+        return apply_affine(standardize(grouped, axes, self.eps).reshape(x.shape), self.weight, self.bias)
 
 
 class RMSNorm(Module):
@@ -210,22 +215,22 @@ class RMSNorm(Module):
         self.weight = optional(jnp.ones(shape, float_dtype()) if elementwise_affine else None)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        wide = x.astype(wide_dtype(x.dtype))
+        upcast = x.astype(accumulation_dtype(x.dtype))
         eps = float(jnp.finfo(x.dtype).eps) if self.eps is None else self.eps
         axes = tuple(range(-len(self.normalized_shape), 0))
-        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(axes, keepdims=True) + eps)
-        return affine_of(y.astype(x.dtype), self.weight, None)
+        y = upcast * jax.lax.rsqrt(jnp.square(upcast).mean(axes, keepdims=True) + eps)
+        return apply_affine(y.astype(x.dtype), self.weight, None)
 
 
 def standardize(x: Float[Array, "*shape"], axes: tuple[int, ...], eps: float) -> Float[Array, "*shape"]:
     """(x - mean) / sqrt(variance + eps) over axes, in two passes: E[x^2] - E[x]^2 would cancel."""
-    wide = x.astype(wide_dtype(x.dtype))
-    centred = wide - wide.mean(axes, keepdims=True)
+    upcast = x.astype(accumulation_dtype(x.dtype))
+    centred = upcast - upcast.mean(axes, keepdims=True)
     var = jnp.square(centred).mean(axes, keepdims=True)
     return (centred * jax.lax.rsqrt(var + eps)).astype(x.dtype)
 
 
-def affine_of(y: Array, weight: nnx.Variable | None, bias: nnx.Variable | None) -> Array:
-    """y * weight + bias, without what the layer does not have."""
+def apply_affine(y: Array, weight: nnx.Variable | None, bias: nnx.Variable | None) -> Array:
+    """y * weight + bias, each only where the layer has it."""
     y = y if weight is None else y * weight[...].astype(y.dtype)
     return y if bias is None else y + bias[...].astype(y.dtype)

@@ -1,18 +1,17 @@
 """torch.nn's own attention and encoder layer: queries, keys and values in one packed projection.
 
-Masks are True where attention is allowed, as everywhere here (torch.nn's are True where it is blocked), and a
-row whose keys are all masked is the mean of all, where torch.nn's is NaN. Sequences are batch first.
+Masks are True where attention is allowed (torch.nn's are True where it is blocked), and a row whose keys are
+all masked is the mean of all values, where torch.nn's is NaN. Sequences are batch first.
 """
 
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxarch.nn import init
-from jaxarch.nn.activation import Function
-from jaxarch.nn.activation import activation as activation_of
+from jaxarch.nn.activation import Function, get_activation
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.hub import attend
 from jaxarch.nn.linear import Linear
@@ -52,18 +51,18 @@ class MultiheadAttention(Module):
         query: Float[Array, "b q d"],
         key: Float[Array, "b k d"] | None = None,
         value: Float[Array, "b k d"] | None = None,
-        mask: Array | None = None,
+        mask: Shaped[Array, "..."] | None = None,
         return_weights: bool = False,
-    ) -> Float[Array, "b q d"] | tuple:
+    ) -> Float[Array, "b q d"] | tuple[Float[Array, "b q d"], Float[Array, "b h q k"]]:
         key = query if key is None else key
         value = key if value is None else value
-        weights = jnp.split(self.in_proj_weight[...], 3, 1)
-        q, k, v = (x @ w for x, w in zip((query, key, value), weights, strict=True))
+        projections = jnp.split(self.in_proj_weight[...], 3, 1)
+        q, k, v = (x @ w for x, w in zip((query, key, value), projections, strict=True))
         if self.in_proj_bias is not None:
             q, k, v = (x + b for x, b in zip((q, k, v), jnp.split(self.in_proj_bias[...], 3), strict=True))
-        y, attention, _ = attend(q, k, v, self.num_heads, mask, self.dropout)
+        y, weights, _ = attend(q, k, v, self.num_heads, mask, self.dropout)
         y = self.out_proj(y)
-        return (y, attention) if return_weights else y
+        return (y, weights) if return_weights else y
 
 
 class TransformerEncoderLayer(Module):
@@ -90,9 +89,11 @@ class TransformerEncoderLayer(Module):
         self.norm2 = LayerNorm(d_model, layer_norm_eps, rngs=rngs)
         self.dropout1 = Dropout(dropout, rngs=rngs)
         self.dropout2 = Dropout(dropout, rngs=rngs)
-        self.activation = activation_of(activation)
+        self.activation = get_activation(activation)
 
-    def __call__(self, x: Float[Array, "b t d"], mask: Array | None = None) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], mask: Shaped[Array, "..."] | None = None
+    ) -> Float[Array, "b t d"]:
         if self.norm_first:
             x = x + self.dropout1(self.self_attn(self.norm1(x), mask=mask))
             return x + self._feed_forward(self.norm2(x))

@@ -12,16 +12,18 @@ from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.conv import Size, per_axis
-from jaxarch.nn.convolution_cpu import TAPS, looks
+from jaxarch.nn.kernels.windows import TAPS, positions, span, window_slices
 from jaxarch.nn.module import Module
 
 
-class _Window(Module):
-    """A window that slides over the spatial axes."""
+class _WindowPool(Module):
+    """The base class of pools by a window that slides over the spatial axes."""
 
     rank: ClassVar[int]
 
-    def _set(self, kernel_size: Size, stride: Size | None, padding: Size, dilation: Size, ceil_mode: bool):
+    def _set(
+        self, kernel_size: Size, stride: Size | None, padding: Size, dilation: Size, ceil_mode: bool
+    ) -> None:
         self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size")
         self.stride = self.kernel_size if stride is None else per_axis(stride, self.rank, "stride")
         self.padding = per_axis(padding, self.rank, "padding")
@@ -37,24 +39,24 @@ class _Window(Module):
         for n, k, s, p, d in zip(
             x.shape[1:-1], self.kernel_size, self.stride, self.padding, self.dilation, strict=True
         ):
-            reach = d * (k - 1) + 1
-            room = n + 2 * p - reach
-            if room < 0:
-                raise DataError(f"an axis of {n} is smaller than the window of {reach} after padding {p}")
-            count = (-(-room // s) if self.ceil_mode else room // s) + 1
+            if n + 2 * p < span(k, d):
+                raise DataError(
+                    f"an axis of {n} is smaller than the window of {span(k, d)} after padding {p}"
+                )
+            count = positions(n + 2 * p, k, s, d, self.ceil_mode)
             # A window must begin inside the input or its left padding.
             if self.ceil_mode and (count - 1) * s >= n + p:
                 count -= 1
-            pads.append((p, max((count - 1) * s + reach - n - p, 0)))
+            pads.append((p, max((count - 1) * s + span(k, d) - n - p, 0)))
         return pads
 
 
-def _first(a: Array, b: Array) -> Array:
-    """The greater, a where they are equal; NaN where either is."""
+def _maximum(a: Array, b: Array) -> Array:
+    """The greater, a where they are equal; NaN where either is NaN."""
     return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
-class _MaxPool(_Window):
+class _MaxPool(_WindowPool):
     """The maximum of each window; torch's gradient goes to the first of equal values."""
 
     def __init__(
@@ -80,7 +82,7 @@ class _MaxPool(_Window):
 
     def _by_comparison(self, x: Array, pads: list[tuple[int, int]]) -> Array:
         x = jnp.pad(x, [(0, 0), *pads, (0, 0)], constant_values=-math.inf)
-        return reduce(_first, looks(x, self.kernel_size, self.stride, self.dilation))
+        return reduce(_maximum, window_slices(x, self.kernel_size, self.stride, self.dilation))
 
     def _by_window(self, x: Array, pads: list[tuple[int, int]]) -> Array:
         # A constant, so that JAX sees a maximum, which it can differentiate.
@@ -107,7 +109,7 @@ class MaxPool2d(_MaxPool):
         return self._pool(x)
 
 
-class _AvgPool(_Window):
+class _AvgPool(_WindowPool):
     """The mean of each window; `count_include_pad` counts padding zeros, but never what ceil_mode adds."""
 
     count_include_pad: bool
@@ -117,9 +119,9 @@ class _AvgPool(_Window):
         pads = self._pads(x)
         window, stride = (1, *self.kernel_size, 1), (1, *self.stride, 1)
 
-        def total(values: Array, around: list[tuple[int, int]]) -> Array:
+        def total(values: Array, pads: list[tuple[int, int]]) -> Array:
             zero = np.zeros((), values.dtype)
-            return lax.reduce_window(values, zero, lax.add, window, stride, ((0, 0), *around, (0, 0)))
+            return lax.reduce_window(values, zero, lax.add, window, stride, ((0, 0), *pads, (0, 0)))
 
         sums = total(x, pads)
         if self.divisor_override is not None:
@@ -129,8 +131,8 @@ class _AvgPool(_Window):
             counted = [(p, min(p, after)) for p, (_, after) in zip(self.padding, pads, strict=True)]
         sizes = (n + a + b for n, (a, b) in zip(x.shape[1:-1], counted, strict=True))
         ones = jnp.ones((1, *sizes, 1), x.dtype)
-        rest = [(a - c, b - d) for (a, b), (c, d) in zip(pads, counted, strict=True)]
-        return sums / total(ones, rest)
+        uncounted = [(a - c, b - d) for (a, b), (c, d) in zip(pads, counted, strict=True)]
+        return sums / total(ones, uncounted)
 
 
 class AvgPool1d(_AvgPool):
@@ -187,7 +189,7 @@ class _Adaptive(Module):
         self.output_size = sizes
 
     def _pool(self, x: Array) -> Array:
-        # A rectangle is pooled along its last axis first, so that equal maxima are met in torch's order.
+        # A rectangle is pooled along its last axis first, so that the first of equal maxima is torch's.
         for axis, size in reversed(list(enumerate(self.output_size, 1))):
             n = x.shape[axis]
             if size is None or size == n:
@@ -202,10 +204,14 @@ class _Adaptive(Module):
 
 
 class _AdaptiveAvgPool(_Adaptive):
+    """The mean of each bin."""
+
     reduce = staticmethod(lambda part, axis: part.mean(axis, keepdims=True))
 
 
 class _AdaptiveMaxPool(_Adaptive):
+    """The maximum of each bin."""
+
     reduce = staticmethod(lambda part, axis: jnp.expand_dims(first_max(part, axis), axis))
 
 
@@ -249,12 +255,12 @@ class Flatten(Module):
     """(B, ...) -> (B, N) in torch's order: channels first."""
 
     def __call__(self, x: Float[Array, "b ..."]) -> Float[Array, "b n"]:
-        # Of pooled maps only the channels are left, and nothing need move.
+        # Globally pooled maps have only channels left, so nothing has to move.
         flat = math.prod(x.shape[1:-1]) == 1
         return (x if flat else jnp.moveaxis(x, -1, 1)).reshape(x.shape[0], -1)
 
 
-def first_max(x: Array, axis: int) -> Array:
+def first_max(x: Float[Array, "*shape"], axis: int) -> Float[Array, "*reduced"]:
     """The maximum along an axis; its gradient goes to the first of equal values, as torch's does."""
-    at = jnp.expand_dims(jnp.argmax(jax.lax.stop_gradient(x), axis), axis)
-    return jnp.take_along_axis(x, at, axis).squeeze(axis)
+    index = jnp.expand_dims(jnp.argmax(jax.lax.stop_gradient(x), axis), axis)
+    return jnp.take_along_axis(x, index, axis).squeeze(axis)

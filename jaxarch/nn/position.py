@@ -5,12 +5,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxarch.errors import DataError, UsageError, unknown
 from jaxarch.nn import init
 from jaxarch.nn.dropout import Dropout
-from jaxarch.nn.module import Buffer, Module, wide_dtype
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
+from jaxarch.nn.module import Buffer, Module
 
 ENCODINGS = ("sinusoidal", "learnable", "rope")
 ROPE_LAYOUTS = ("interleaved", "rotate_half")
@@ -22,7 +24,7 @@ class RotaryEmbedding(Module):
     """Rotates pairs of features by position * base^(-2i/head_dim) (Su et al. 2021, arXiv:2104.09864).
 
     q, k (B, H, T, Dh) -> the same. A pair is two neighbours with layout "interleaved" (the paper), features
-    i and i + Dh/2 with "rotate_half" (GPT-NeoX and Llama checkpoints). Angles are float32 or wider. With
+    i and i + Dh/2 with "rotate_half" (GPT-NeoX and Llama checkpoints). Angles are float32 or float64. With
     `learnable` the inverse frequencies are the parameter `inv_freq`.
     """
 
@@ -60,20 +62,20 @@ class RotaryEmbedding(Module):
         """
         length = x.shape[-2]
         check_length(length, self.max_len, offset)
-        dtype = wide_dtype(x.dtype)
+        dtype = accumulation_dtype(x.dtype)
         inv_freq = self._frequencies(dtype) if self.inv_freq is None else self.inv_freq[...].astype(dtype)
         angle = (jnp.arange(length) + offset).astype(dtype)[:, None] * inv_freq
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        wide = x.astype(dtype)
+        upcast = x.astype(dtype)
         if self.layout == "interleaved":
-            a, b = wide[..., 0::2], wide[..., 1::2]
+            a, b = upcast[..., 0::2], upcast[..., 1::2]
             y = jnp.stack((a * cos - b * sin, a * sin + b * cos), -1).reshape(x.shape)
         else:
-            a, b = jnp.split(wide, 2, -1)
+            a, b = jnp.split(upcast, 2, -1)
             y = jnp.concatenate((a * cos - b * sin, a * sin + b * cos), -1)
         return y.astype(x.dtype)
 
-    def _frequencies(self, dtype) -> Float[Array, " h"]:
+    def _frequencies(self, dtype: DTypeLike) -> Float[Array, " h"]:
         return jnp.asarray(self.base ** (-np.arange(0, self.head_dim, 2) / self.head_dim), dtype)
 
 
@@ -83,8 +85,8 @@ class PositionalEncoding(Module):
     (T, D) or (B, T, D) -> the same. "sinusoidal": sin on even, cos on odd features, base 10000 (Vaswani et
     al. 2017); `use_learnable` adds a learned `offset` per position. "learnable": `pe` itself is learned.
     "rope": features are rotated in interleaved pairs; `use_learnable` learns the inverse frequencies. `pe`
-    is (max_len, 1, d_model), as in guide D, or with `batch_first` (1, max_len, d_model), as in E; the input's
-    shape is the same for both. `offset` in the call is the position of the first row.
+    is (max_len, 1, d_model), or with `batch_first` (1, max_len, d_model); the input's shape is the same for
+    both. `offset` in the call is the position of the first row.
 
     Raises:
         UsageError: unknown encoding type, or rope with an odd d_model.

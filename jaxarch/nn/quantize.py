@@ -1,4 +1,4 @@
-"""Vector quantisation with a codebook that follows its vectors."""
+"""Vector quantisation with a codebook, trained or a moving average of the vectors."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from jaxarch.nn.module import Buffer, Module
 
 
 class Quantized(NamedTuple):
-    """What a quantiser returns.
+    """The output of a quantiser.
 
-    values: the nearest codes (B, H, W, C), with the gradient of what they replace.
-    loss: commitment, and without moving averages the codebook's own.
-    ids: the codes' numbers (B, H * W), row by row.
-    perplexity, usage: exp of the entropy of the codes in this batch; the share of codes it uses.
+    values: the nearest codes (B, H, W, C), with the gradient of the vectors they replace.
+    loss: commitment, and without moving averages the codebook's loss.
+    ids: the codes' indices (B, H * W), row by row.
+    perplexity, usage: exp of the entropy of the codes in this batch; the fraction of codes that it uses.
     """
 
     values: Float[Array, "b h w c"]
@@ -81,33 +81,35 @@ class VectorQuantizer(Module):
         loss = self.commitment * jnp.square(rows - jax.lax.stop_gradient(values)).mean()
         if not self.ema:
             loss = loss + jnp.square(values - fixed).mean()
-        chosen = jax.nn.one_hot(ids, self.codes, dtype=rows.dtype)
+        one_hot = jax.nn.one_hot(ids, self.codes, dtype=rows.dtype)
         if self.ema and not self.use_running_average:
-            self._follow(fixed, chosen, revival)
-        share = chosen.mean(0)
-        perplexity = jnp.exp(-(share * jnp.log(share + 1e-10)).sum())
-        usage = (share > 0).astype(rows.dtype).mean()
-        through = rows + jax.lax.stop_gradient(values - rows)
-        return Quantized(through.reshape(x.shape), loss, ids.reshape(x.shape[0], -1), perplexity, usage)
+            self._update_codebook(fixed, one_hot, revival)
+        frequency = one_hot.mean(0)
+        perplexity = jnp.exp(-(frequency * jnp.log(frequency + 1e-10)).sum())
+        usage = (frequency > 0).astype(rows.dtype).mean()
+        straight_through = rows + jax.lax.stop_gradient(values - rows)
+        return Quantized(
+            straight_through.reshape(x.shape), loss, ids.reshape(x.shape[0], -1), perplexity, usage
+        )
 
     def lookup(self, ids: Int[Array, "b h w"]) -> Float[Array, "b h w c"]:
-        """The codes of a map of numbers: (B, H, W) -> (B, H, W, dim).
+        """The codes of a map of indices: (B, H, W) -> (B, H, W, dim).
 
         Raises:
-            DataError: a number is not of a code.
+            DataError: an index is out of range.
         """
         check_ids(ids, self.codes, "code")
         return self.embed[...].at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
-    def _follow(
+    def _update_codebook(
         self,
         rows: Float[Array, "n c"],
-        chosen: Float[Array, "n codes"],
+        one_hot: Float[Array, "n codes"],
         revival: Float[Array, " codes"] | None,
     ) -> None:
-        """Move the averages towards the batch, and the codebook with them."""
-        size = self.decay * self.cluster_size[...] + (1 - self.decay) * chosen.sum(0)
-        average = self.decay * self.embed_avg[...] + (1 - self.decay) * chosen.T @ rows
+        """Update the moving averages by the batch, and the codebook with them."""
+        size = self.decay * self.cluster_size[...] + (1 - self.decay) * one_hot.sum(0)
+        average = self.decay * self.embed_avg[...] + (1 - self.decay) * one_hot.T @ rows
         total = size.sum()
         smoothed = (size + self.eps) / (total + self.codes * self.eps) * total
         embed = average / smoothed[:, None]
@@ -115,8 +117,8 @@ class VectorQuantizer(Module):
             if revival is None:
                 raise DataError("revive_below needs the call's revival: uniform numbers, one for each code")
             dead = size < self.revive_below
-            places = (jax.lax.stop_gradient(revival) * len(rows)).astype(int)
-            picked = rows[jnp.clip(places, 0, len(rows) - 1)]
+            indices = (jax.lax.stop_gradient(revival) * len(rows)).astype(int)
+            picked = rows[jnp.clip(indices, 0, len(rows) - 1)]
             embed = jnp.where(dead[:, None], picked, embed)
             average = jnp.where(dead[:, None], picked * self.revive_below, average)
             size = jnp.maximum(size, self.revive_below)

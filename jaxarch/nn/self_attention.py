@@ -1,30 +1,31 @@
-"""Guide E's attention, whose projections all heads share, and its transformer block."""
+"""Self-attention whose heads share their projections, and its transformer block."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxarch.errors import UsageError
 from jaxarch.nn.activation import Activation
-from jaxarch.nn.attention import expand_mask
 from jaxarch.nn.containers import Sequential
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.linear import Linear
-from jaxarch.nn.module import Module, wide_dtype
+from jaxarch.nn.masks import expand_mask
+from jaxarch.nn.module import Module
 from jaxarch.nn.norm import LayerNorm
 
-HIDDEN = -1e20
+MASKED_SCORE = -1e20
 
 
 class SelfAttention(Module):
-    """values, keys (B, Tk, E) and query (B, Tq, E) -> (B, Tq, E), with guide E's names and order.
+    """values, keys (B, Tk, E) and query (B, Tq, E) -> (B, Tq, E).
 
     Every head goes through the same bias-free `Linear(head_dim, head_dim)`; scores are divided by
-    sqrt(embed_size), after hidden ones were set to -1e20. The mask is (B, Tk), (B, Tq, Tk) or broadcasts to
-    (B, H, Tq, Tk), True = attend; a row with every key hidden is the mean of all values.
+    sqrt(embed_size), after masked ones were set to -1e20. The mask is (B, Tk), (B, Tq, Tk) or broadcasts to
+    (B, H, Tq, Tk), True = may attend; a row with every key masked is the mean of all values.
 
     Raises:
         UsageError: heads that do not divide the width.
@@ -45,7 +46,7 @@ class SelfAttention(Module):
         values: Float[Array, "b k e"],
         keys: Float[Array, "b k e"],
         query: Float[Array, "b q e"],
-        mask: Array | None = None,
+        mask: Shaped[Array, "..."] | None = None,
     ) -> Float[Array, "b q e"]:
         v, k, q = (
             self.values(self._split(values)),
@@ -53,9 +54,9 @@ class SelfAttention(Module):
             self.queries(self._split(query)),
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
-        scores = scores.astype(wide_dtype(scores.dtype))
+        scores = scores.astype(accumulation_dtype(scores.dtype))
         mask = expand_mask(mask, scores.shape)
-        scores = scores if mask is None else jnp.where(mask, scores, HIDDEN)
+        scores = scores if mask is None else jnp.where(mask, scores, MASKED_SCORE)
         weights = jax.nn.softmax(scores / math.sqrt(self.embed_size)).astype(v.dtype)
         return self.fc_out(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(query.shape))
 
@@ -64,7 +65,7 @@ class SelfAttention(Module):
 
 
 class SelfAttentionBlock(Module):
-    """Guide E's TransformerBlock: x = dropout(norm1(attention + query)); dropout(norm2(ff(x) + x)).
+    """The block of `SelfAttention`: x = dropout(norm1(attention + query)); dropout(norm2(ff(x) + x)).
 
     value, key (B, Tk, E), query (B, Tq, E), mask -> (B, Tq, E). ff is `forward_expansion` times as wide,
     with ReLU.
@@ -88,7 +89,7 @@ class SelfAttentionBlock(Module):
         value: Float[Array, "b k e"],
         key: Float[Array, "b k e"],
         query: Float[Array, "b q e"],
-        mask: Array | None = None,
+        mask: Shaped[Array, "..."] | None = None,
     ) -> Float[Array, "b q e"]:
         x = self.dropout(self.norm1(self.attention(value, key, query, mask) + query))
         return self.dropout(self.norm2(self.ff(x) + x))

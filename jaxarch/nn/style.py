@@ -1,4 +1,4 @@
-"""Layers of StyleGAN2 under its authors' names. Karras et al. 2020, arXiv:1912.04958."""
+"""Layers of StyleGAN2 under its authors' names (Karras et al. 2020, arXiv:1912.04958)."""
 
 import math
 from typing import ClassVar
@@ -9,15 +9,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError
-from jaxarch.nn import convolution, init
+from jaxarch.nn import init
 from jaxarch.nn.activation import leaky_relu
+from jaxarch.nn.kernels import convolution
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
 
 SLOPE, GAIN = 0.2, math.sqrt(2)
 
 
 class ConstantMap(Module):
-    """A learned image, the same for everyone: a batch size -> (B, size, size, channels)."""
+    """A learned image, repeated for every sample: a batch size -> (B, size, size, channels)."""
 
     LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (1, 2, 0)}
 
@@ -97,7 +98,7 @@ class ModulatedConv2d(Module):
     """A layer of the synthesis network: x (B, H, W, C), w (B, w_dim), noise (B, H', W') -> (B, H', W', C').
 
     The style of w scales the input channels; with `demodulate` each output map is divided by the norm of the
-    weights it came from. With `up` the image is doubled and blurred first. Then noise times `noise_strength`,
+    weights it came from. With `up` the image is upsampled by 2 and blurred first. Then noise times `noise_strength`,
     the bias and a leaky ReLU; a layer without demodulation (to RGB) has only the bias, and a smaller style.
     """
 
@@ -144,10 +145,10 @@ class ModulatedConv2d(Module):
 
 
 class MinibatchStd(Module):
-    """One map more, the spread among images: (B, H, W, C) -> (B, H, W, C + 1).
+    """Appends one map, the standard deviation among images: (B, H, W, C) -> (B, H, W, C + 1).
 
-    The mean over channels and pixels of the standard deviation within groups of `group_size` images; the
-    groups interleave.
+    Its value is the mean over channels and pixels of the standard deviation within groups of `group_size`
+    images; the groups interleave.
 
     Raises:
         DataError: in the call, a group that does not divide the batch.
@@ -162,8 +163,8 @@ class MinibatchStd(Module):
             raise DataError(f"a batch of {len(x)} does not divide into groups of {group}")
         grouped = x.reshape(group, -1, *x.shape[1:])
         variance = jnp.square(grouped - grouped.mean(0)).mean(0)
-        spread = jnp.tile(jnp.sqrt(variance + 1e-8).mean((1, 2, 3)), group)
-        return jnp.concatenate((x, jnp.broadcast_to(spread[:, None, None, None], (*x.shape[:3], 1))), -1)
+        deviation = jnp.tile(jnp.sqrt(variance + 1e-8).mean((1, 2, 3)), group)
+        return jnp.concatenate((x, jnp.broadcast_to(deviation[:, None, None, None], (*x.shape[:3], 1))), -1)
 
 
 def leaky(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -181,7 +182,7 @@ def blur_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b u v c"]:
     """Each axis doubled and smoothed by (1, 3, 3, 1) / 4: (B, H, W, C) -> (B, 2 H, 2 W, C)."""
     for axis in (1, 2):
         shape = (*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
-        x = jnp.stack(_thirds(x, axis), axis + 1).reshape(shape)
+        x = jnp.stack(_upsampled(x, axis), axis + 1).reshape(shape)
     return x
 
 
@@ -190,8 +191,8 @@ def blur_downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b u v c"]:
     for axis in (1, 2):
         shape = (*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
         even, odd = jnp.moveaxis(x.reshape(shape), axis + 1, 0)
-        before, after = _neighbours(odd, axis)[0], _neighbours(even, axis)[1]
-        x = (before + 3 * even + 3 * odd + after) / 8
+        previous, following = _neighbours(odd, axis)[0], _neighbours(even, axis)[1]
+        x = (previous + 3 * even + 3 * odd + following) / 8
     return x
 
 
@@ -200,15 +201,15 @@ def normalize_second_moment(x: Float[Array, "b d"], eps: float = 1e-8) -> Float[
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
 
 
-def _thirds(x: Array, axis: int) -> tuple[Array, Array]:
-    """The even and the odd places of the doubled axis."""
-    before, after = _neighbours(x, axis)
-    return (before + 3 * x) / 4, (3 * x + after) / 4
+def _upsampled(x: Array, axis: int) -> tuple[Array, Array]:
+    """The even and the odd elements of the doubled axis."""
+    previous, following = _neighbours(x, axis)
+    return (previous + 3 * x) / 4, (3 * x + following) / 4
 
 
 def _neighbours(x: Array, axis: int) -> tuple[Array, Array]:
-    """What stands before and after each place of an axis; zeros beyond the ends."""
+    """The elements before and after each element of an axis; zeros beyond the ends."""
     zero = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
     n = x.shape[axis]
-    before = jnp.concatenate((zero, jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)), axis)
-    return before, jnp.concatenate((jax.lax.slice_in_dim(x, 1, n, axis=axis), zero), axis)
+    previous = jnp.concatenate((zero, jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)), axis)
+    return previous, jnp.concatenate((jax.lax.slice_in_dim(x, 1, n, axis=axis), zero), axis)

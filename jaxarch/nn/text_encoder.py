@@ -1,4 +1,4 @@
-"""The encoder that guides A and B put under their text models, and guide B's settings of it."""
+"""The transformer encoder of the text models, and its settings."""
 
 import functools
 import math
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxarch.errors import UsageError
 from jaxarch.nn.activation import Function
 from jaxarch.nn.containers import ModuleList
 from jaxarch.nn.init import initialized
 from jaxarch.nn.linear import Embedding, Linear
+from jaxarch.nn.masks import valid_steps
 from jaxarch.nn.module import Module
-from jaxarch.nn.pooling import valid_steps
 from jaxarch.nn.position import PositionalEncoding
-from jaxarch.nn.transformer import TransformerBlock
+from jaxarch.nn.transformer import TransformerBlock, TransformerBlockConfig
 
 # Token counts of the tokenizers that a model_name stands for.
 VOCABULARIES = {
@@ -35,7 +35,7 @@ class TextEncoder(Module):
 
     Embeddings N(0, 0.02^2), times sqrt(d_model), plus sinusoids; `use_relative_pos` adds the relative
     positions of Shaw et al. 2018. Linear weights start as `initialization` says, biases at zero.
-    `use_layer_norm`, `use_residual`: see TransformerBlock. `gradient_checkpointing` computes activations
+    `use_layer_norm`, `use_residual`: see TransformerBlockConfig. `gradient_checkpointing` computes activations
     again in the backward pass (Chen et al. 2016): the numbers are the same.
 
     Raises:
@@ -64,25 +64,20 @@ class TextEncoder(Module):
         self.d_model, self.gradient_checkpointing = d_model, gradient_checkpointing
         self.word_embedding = initialized(Embedding(vocab_size, d_model, rngs=rngs), "normal", rngs=rngs)
         self.positional_encoding = PositionalEncoding(d_model, max_len, dropout, rngs=rngs)
+        config = TransformerBlockConfig(use_layer_norm=use_layer_norm, use_residual=use_residual)
         self.layers: Any = ModuleList(
             [
                 TransformerBlock(
-                    d_model,
-                    n_heads,
-                    d_ff,
-                    dropout,
-                    activation,
-                    use_relative_pos,
-                    use_layer_norm=use_layer_norm,
-                    use_residual=use_residual,
-                    rngs=rngs,
+                    d_model, n_heads, d_ff, dropout, activation, use_relative_pos, config, rngs=rngs
                 )
                 for _ in range(n_layers)
             ]
         )
         initialize_linears(self, initialization, rngs=rngs)
 
-    def __call__(self, input_ids: Int[Array, "b t"], mask: Array | None = None) -> Float[Array, "b t d"]:
+    def __call__(
+        self, input_ids: Int[Array, "b t"], mask: Shaped[Array, "..."] | None = None
+    ) -> Float[Array, "b t d"]:
         mask = None if mask is None else valid_steps(input_ids, mask)
         x = self.positional_encoding(self.word_embedding(input_ids) * math.sqrt(self.d_model))
         for layer in self.layers:
@@ -93,7 +88,7 @@ class TextEncoder(Module):
 
 @dataclass(frozen=True)
 class CustomModelConfig:
-    """Guide B's settings. `model_name` names the tokenizer: where `vocab_size` is None it is that one's.
+    """Settings of a text model. `model_name` names the tokenizer, which gives `vocab_size` where that is None.
 
     Raises:
         UsageError: without `vocab_size`, a `model_name` that is not known.
@@ -114,14 +109,14 @@ class CustomModelConfig:
     vocab_size: int | None = None
     pooling_strategy: str = "cls"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.vocab_size is None and self.model_name not in VOCABULARIES:
             raise UsageError(
                 f"unknown model_name {self.model_name!r}: set vocab_size; known: {', '.join(VOCABULARIES)}"
             )
 
     def encoder(self, *, rngs: nnx.Rngs) -> TextEncoder:
-        """The encoder of these settings; its feed-forward nets are four times as wide as the model."""
+        """The encoder of these settings; its feed-forward networks are four times as wide as the model."""
         return TextEncoder(
             self.vocab_size or VOCABULARIES[self.model_name],
             self.hidden_size,
@@ -147,6 +142,8 @@ def initialize_linears(module: Module, name: str, *, rngs: nnx.Rngs) -> None:
             initialized(layer, name, rngs=rngs)
 
 
-def remat(layer: TransformerBlock, x: Array, mask: Array | None) -> Array:
+def remat(
+    layer: TransformerBlock, x: Float[Array, "b t d"], mask: Shaped[Array, "..."] | None
+) -> Float[Array, "b t d"]:
     """A layer whose activations are computed again in the backward pass (Chen et al. 2016)."""
     return nnx.remat(lambda layer, x, mask: layer(x, mask))(layer, x, mask)

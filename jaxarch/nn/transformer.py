@@ -1,13 +1,14 @@
 """The transformer block, post-norm and pre-norm."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxarch.errors import UsageError
 from jaxarch.nn.activation import Activation, Function
-from jaxarch.nn.attention import Cache, MultiHeadAttention
+from jaxarch.nn.attention import AttentionConfig, Cache, MultiHeadAttention
 from jaxarch.nn.containers import Sequential
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.linear import Linear
@@ -15,14 +16,30 @@ from jaxarch.nn.module import Module
 from jaxarch.nn.norm import LayerNorm
 
 
-class TransformerBlock(Module):
-    """Self-attention and a feed-forward net, each with a residual (Vaswani et al. 2017, arXiv:1706.03762).
+@dataclass(frozen=True)
+class TransformerBlockConfig(AttentionConfig):
+    """What `TransformerBlock` does beyond its sizes, dropout and activation; positions as AttentionConfig.
 
-    x (B, T, D) -> the same, with `cache` also the cache. Post-norm, guide D's, is norm(x + f(x)); with
-    `norm_first` x + f(norm(x)) (Xiong et al. 2020, arXiv:2002.04745). `dropout` acts on the attention
-    weights and on both branches, `ff_dropout` (None: the same) inside ff. `use_relative_pos` is
-    attention_type="relative". After `ff_dropout` come MultiHeadAttention's arguments, then two switches
-    of guide B: without `use_layer_norm` there is no norm, without `use_residual` nothing is added.
+    norm_first: pre-norm, x + f(norm(x)) (Xiong et al. 2020, arXiv:2002.04745), instead of norm(x + f(x)).
+    ff_dropout: of the feed-forward network; None is the block's.
+    attention_type, max_relative_position, use_flash_attention: see MultiHeadAttention.
+    use_layer_norm, use_residual: without them there is no norm, and nothing is added.
+    """
+
+    norm_first: bool = False
+    ff_dropout: float | None = None
+    attention_type: str = "standard"
+    max_relative_position: int = 32
+    use_flash_attention: bool = False
+    use_layer_norm: bool = True
+    use_residual: bool = True
+
+
+class TransformerBlock(Module):
+    """Self-attention and a feed-forward network, each with a residual (Vaswani et al. 2017, arXiv:1706.03762).
+
+    x (B, T, D) -> the same, with `cache` also the cache. `dropout` acts on the attention weights and on both
+    branches. `use_relative_pos` is attention_type="relative".
 
     Raises:
         UsageError: as MultiHeadAttention; `use_relative_pos` with another attention type.
@@ -36,51 +53,41 @@ class TransformerBlock(Module):
         dropout: float = 0.1,
         activation: str | Function = "gelu",
         use_relative_pos: bool = False,
-        norm_first: bool = False,
-        ff_dropout: float | None = None,
-        attention_type: str = "standard",
-        max_relative_position: int = 32,
-        use_flash_attention: bool = False,
-        position: str = "none",
-        causal: bool = False,
-        max_len: int = 5000,
-        rope_layout: str = "interleaved",
-        use_learnable: bool = False,
-        use_layer_norm: bool = True,
-        use_residual: bool = True,
+        config: TransformerBlockConfig | None = None,
         *,
         rngs: nnx.Rngs,
     ):
-        if use_relative_pos and attention_type not in ("standard", "relative"):
-            raise UsageError(f"use_relative_pos contradicts attention_type={attention_type!r}: set one")
-        self.norm_first, self.use_residual = norm_first, use_residual
+        config = config or TransformerBlockConfig()
+        kind = config.attention_type
+        if use_relative_pos and kind not in ("standard", "relative"):
+            raise UsageError(f"use_relative_pos contradicts attention_type={kind!r}: set one")
+        self.norm_first, self.use_residual = config.norm_first, config.use_residual
         self.attention = MultiHeadAttention(
             d_model,
             n_heads,
             dropout,
-            "relative" if use_relative_pos else attention_type,
-            max_relative_position,
-            use_flash_attention,
-            position,
-            causal,
-            max_len,
-            rope_layout,
-            use_learnable,
+            "relative" if use_relative_pos else kind,
+            config.max_relative_position,
+            config.use_flash_attention,
+            config,
             rngs=rngs,
         )
-        self.norm1 = LayerNorm(d_model, rngs=rngs) if use_layer_norm else nnx.data(None)
+        self.norm1 = LayerNorm(d_model, rngs=rngs) if config.use_layer_norm else nnx.data(None)
         self.ff = Sequential(
             Linear(d_model, d_ff, rngs=rngs),
             Activation(activation),
-            Dropout(dropout if ff_dropout is None else ff_dropout, rngs=rngs),
+            Dropout(dropout if config.ff_dropout is None else config.ff_dropout, rngs=rngs),
             Linear(d_ff, d_model, rngs=rngs),
         )
-        self.norm2 = LayerNorm(d_model, rngs=rngs) if use_layer_norm else nnx.data(None)
+        self.norm2 = LayerNorm(d_model, rngs=rngs) if config.use_layer_norm else nnx.data(None)
         self.dropout = Dropout(dropout, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Array | None = None, cache: Cache | None = None
-    ) -> Float[Array, "b t d"] | tuple:
+        self,
+        x: Float[Array, "b t d"],
+        mask: Shaped[Array, "..."] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Array, "b t d"] | tuple[Float[Array, "b t d"], Cache]:
         y: Any = self.attention(normed(self.norm1, x) if self.norm_first else x, mask=mask, cache=cache)
         if cache is not None:
             y, cache = y

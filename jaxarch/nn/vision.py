@@ -9,11 +9,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxarch.errors import UsageError
-from jaxarch.nn import convolution, init
+from jaxarch.nn import init
 from jaxarch.nn.activation import Activation
 from jaxarch.nn.containers import Sequential
 from jaxarch.nn.conv import Conv2d, check_channels, check_groups
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.kernels import convolution
 from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
 from jaxarch.nn.norm import BatchNorm2d
@@ -33,7 +34,7 @@ def conv_norm_activation(
     rngs: nnx.Rngs,
 ) -> Sequential:
     """torchvision's Conv2dNormActivation: a convolution that keeps the size but for its stride, batch norm,
-    and an activation if there is one; 0, 1 and 2 by name."""
+    and an optional activation, with the names 0, 1 and 2."""
     layers: list[Module] = [
         Conv2d(
             in_channels,
@@ -68,8 +69,8 @@ class StochasticDepth(Module):
         self.dropout = Dropout(p, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        kept = jnp.ones((x.shape[0], *(1,) * (x.ndim - 1)), x.dtype)
-        return x * self.dropout(kept)
+        ones = jnp.ones((x.shape[0], *(1,) * (x.ndim - 1)), x.dtype)
+        return x * self.dropout(ones)
 
 
 class SqueezeExcitation(Module):
@@ -93,7 +94,7 @@ class SqueezeExcitation(Module):
 
 
 class DepthwiseSeparableConv(Module):
-    """A 3x3 convolution of each channel, then a 1x1 convolution of all (guide E; Chollet 2016, arXiv:1610.02357).
+    """A 3x3 convolution of each channel, then a 1x1 convolution of all (Chollet 2016, arXiv:1610.02357).
 
     (B, H, W, in_ch) -> (B, H / stride, W / stride, out_ch).
     """
@@ -107,7 +108,7 @@ class DepthwiseSeparableConv(Module):
 
 
 class AttentionConv(Module):
-    """A 3x3 convolution scaled at each place by the sigmoid of a 1x1 convolution (guide E).
+    """A 3x3 convolution scaled at each pixel by the sigmoid of a 1x1 convolution.
 
     (B, H, W, in_ch) -> (B, H / stride, W / stride, out_ch).
     """
@@ -121,7 +122,7 @@ class AttentionConv(Module):
 
 
 class SpatialAttention(Module):
-    """Places scaled by a convolution of their channels' mean and maximum (Woo et al. 2018, arXiv:1807.06521).
+    """Pixels scaled by a convolution of their channels' mean and maximum (Woo et al. 2018, arXiv:1807.06521).
 
     (B, H, W, C) -> the same.
 
@@ -135,8 +136,8 @@ class SpatialAttention(Module):
         self.conv = Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        mean, largest = x.mean(-1, keepdims=True), first_max(x, -1)[..., None]
-        return x * jax.nn.sigmoid(self.conv(jnp.concatenate([mean, largest], -1)))
+        mean, maximum = x.mean(-1, keepdims=True), first_max(x, -1)[..., None]
+        return x * jax.nn.sigmoid(self.conv(jnp.concatenate([mean, maximum], -1)))
 
 
 class ChannelAttention(Module):
@@ -166,7 +167,7 @@ class ChannelAttention(Module):
 
 
 class CBAM(Module):
-    """Attention over channels, then over places (Woo et al. 2018, arXiv:1807.06521).
+    """Attention over channels, then over pixels (Woo et al. 2018, arXiv:1807.06521).
 
     (B, H, W, C) -> the same. Errors: `ChannelAttention`, `SpatialAttention`.
     """
@@ -180,7 +181,7 @@ class CBAM(Module):
 
 
 class DynamicConv2d(Module):
-    """A convolution whose kernel is mixed from several, for each sample by its own attention.
+    """A convolution whose kernel is mixed from several, for each sample by an attention over them.
 
     Chen et al. 2019, arXiv:1912.03458. (B, H, W, in_channels) -> (B, H', W', out_channels). `temperature`
     flattens the softmax over the kernels; the paper lowers it from 30 to 1 in the first epochs, by the

@@ -81,17 +81,8 @@ def jax_masks(pair: Pair, masks: Masks) -> Masks:
     """Torch's masks in the shapes that JAX's dropouts ask for; channel masks have their channel axis moved."""
     if not masks:
         return {}
-    needed: dict[str, list[tuple[int, ...]]] = {}
-
-    def note(self, shape):
-        needed.setdefault(self.path, []).append(shape)
-        return jnp.ones(shape, bool)
-
-    own, nn.Dropout._mask = nn.Dropout._mask, note  # type: ignore[method-assign]
-    try:
+    with nn.record_masks() as needed:
         nnx.eval_shape(lambda model, inputs: leaves(model(**inputs)), pair.model, pair.jax_inputs())
-    finally:
-        nn.Dropout._mask = own  # type: ignore[method-assign]
     result: Masks = {}
     for path, values in masks.items():
         shapes = needed.get(path, [])

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxarch import state
 from jaxarch.errors import UsageError
-from jaxarch.nn.module import wide_dtype
+from jaxarch.nn import accumulation_dtype
 from jaxarch.train.tasks import Task, Update
 
 if TYPE_CHECKING:  # the type checker knows the standard library's decorator, not chex's
@@ -119,7 +119,7 @@ def make_train_step(
             loss, extra = loss if isinstance(loss, tuple) else (loss, {})
             if monitor:
                 extra = {**extra, "monitor": {"zero_activations": seen}}
-            return loss.astype(wide_dtype(loss.dtype)), (extra, state.rest_of(model))
+            return loss.astype(accumulation_dtype(loss.dtype)), (extra, state.rest_of(model))
 
         (loss, (extra, rest)), gradients = jax.value_and_grad(loss_of, has_aux=True)(own)
         return {"loss": loss, **extra}, gradients, rest

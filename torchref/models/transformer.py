@@ -40,7 +40,8 @@ class DecoderBlock(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         d_model, dropout = config.d_model, config.dropout
-        self.attention = nn.MultiHeadAttention(d_model, config.n_heads, dropout, causal=True)
+        causal = nn.AttentionConfig(causal=True)
+        self.attention = nn.MultiHeadAttention(d_model, config.n_heads, dropout, config=causal)
         self.norm1 = nn.LayerNorm(d_model)
         self.cross_attention = self.norm3 = None
         if config.cross_attention:

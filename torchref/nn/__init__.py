@@ -1,4 +1,4 @@
-"""torch.nn's layers, and those of the catalog that torch lacks, under the names `jaxarch.nn` uses."""
+"""torch.nn's layers, and those of the catalog that torch lacks, under the names that `jaxarch.nn` uses."""
 
 from torch.nn import (
     AdaptiveAvgPool1d,
@@ -30,13 +30,14 @@ from torch.nn import (
     Sequential,
 )
 
-from torchref.nn.activation import ACTIVATIONS, Activation, Function, activation
+from torchref.nn.activation import ACTIVATIONS, Activation, Function, get_activation
 from torchref.nn.attention import (
     AdvancedMultiHeadAttention,
+    AttentionConfig,
     Cache,
     MultiHeadAttention,
     MultiHeadAttentionWithRelativePosition,
-    attention,
+    scaled_dot_product_attention,
 )
 from torchref.nn.bert import BertConfig, BertModel
 from torchref.nn.blocks import ConvBlock, ResidualBlock, SEBlock
@@ -86,8 +87,8 @@ from torchref.nn.hub import (
 )
 from torchref.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
+from torchref.nn.masks import length_mask, valid_steps
 from torchref.nn.packed import MultiheadAttention, TransformerEncoderLayer
-from torchref.nn.pooling import Pooling, valid_steps
 from torchref.nn.position import (
     AdvancedPositionalEncoding,
     PositionalEncoding,
@@ -95,8 +96,9 @@ from torchref.nn.position import (
     check_length,
 )
 from torchref.nn.quantize import Quantized, VectorQuantizer
-from torchref.nn.rnn import GRU, LSTM, RNN, length_mask
+from torchref.nn.rnn import GRU, LSTM, RNN
 from torchref.nn.self_attention import SelfAttention, SelfAttentionBlock
+from torchref.nn.sequence_pooling import Pooling
 from torchref.nn.style import (
     ConstantMap,
     EqualizedConv2d,
@@ -108,7 +110,7 @@ from torchref.nn.style import (
     normalize_second_moment,
 )
 from torchref.nn.text_encoder import CustomModelConfig, TextEncoder
-from torchref.nn.transformer import TransformerBlock
+from torchref.nn.transformer import TransformerBlock, TransformerBlockConfig
 from torchref.nn.vision import (
     CBAM,
     AttentionConv,

@@ -36,14 +36,14 @@ class Activation(Module):
 
     def __init__(self, function: str | Function):
         super().__init__()
-        self.function = activation(function)
+        self.function = get_activation(function)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
 
 
-def activation(function: str | Function) -> Function:
-    """The function of a name; a callable is returned as it is. An unknown name is a ValueError."""
+def get_activation(function: str | Function) -> Function:
+    """The function of a name; a callable is returned unchanged. An unknown name is a ValueError."""
     if callable(function):
         return function
     if function not in ACTIVATIONS:

@@ -1,38 +1,72 @@
-"""Attention: scaled dot product, exact and fused; multi-head with relative, local and sparse patterns.
+"""Multi-head attention with relative, local and sparse patterns, rotary positions and a cache.
 
-Shapes: b batch, h heads, q and k query and key positions, d head size. Two kinds of mask meet here. What
-the caller hides (`mask`, True = attend) scores -1e9, so that a row whose keys are all hidden is the uniform
-mean of its values, as in guide D. What the pattern excludes (`causal`, local, sparse) can never be
-seen: that mean runs over the pattern only, and a causal layer stays causal whatever is masked.
+Shapes: b batch, h heads, q and k query and key positions, d head size. There are two kinds of mask, True =
+may attend. What the caller masks (`mask`) scores -1e9, so that a row whose keys are all masked is the uniform
+mean of its values. What the pattern excludes (`causal`, local, sparse) can never be attended to: that mean
+runs over the pattern only, and a causal layer stays causal whatever is masked.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Dropout, Embedding, Linear, Module, init
 from torch.nn import functional as F
 
-from torchref.nn.pooling import as_bool
+from torchref.nn.masks import expand_mask
 from torchref.nn.position import RotaryEmbedding
 
 ATTENTION_TYPES = ("standard", "relative", "local", "sparse")
 POSITIONS = ("none", "rope")
-HIDDEN = -1e9
+MASKED_SCORE = -1e9
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """How positions enter `MultiHeadAttention`.
+
+    position: "none", or "rope" for rotary positions up to `max_len` (Su et al. 2021, arXiv:2104.09864), in
+        the pairs of `rope_layout`; `use_learnable` learns their inverse frequencies. See RotaryEmbedding.
+    causal: a query attends to no later key; queries are the last Tq of the Tk positions.
+
+    An unknown position and learned frequencies without rotary positions are ValueErrors.
+    """
+
+    position: str = "none"
+    causal: bool = False
+    max_len: int = 5000
+    rope_layout: str = "interleaved"
+    use_learnable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.position not in POSITIONS:
+            raise ValueError(f"unknown position {self.position!r}: known: {', '.join(POSITIONS)}")
+        if self.use_learnable and self.position != "rope":
+            raise ValueError("use_learnable learns rotary frequencies: it needs position='rope'")
 
 
 class Cache(NamedTuple):
-    """Keys and values of the positions seen so far, in tensors that do not grow; `length` counts them."""
+    """Keys and values of the positions so far, in tensors that do not grow; `length` counts them."""
 
     k: Tensor
     v: Tensor
     length: int
 
+    def extended(self, k: Tensor, v: Tensor) -> "Cache":
+        """The cache with the keys and values of the next T positions, (B, H, T, Dh), written into it."""
+        start, end = self.length, self.length + k.shape[2]
+        return Cache(
+            torch.cat((self.k[:, :, :start], k, self.k[:, :, end:]), 2),
+            torch.cat((self.v[:, :, :start], v, self.v[:, :, end:]), 2),
+            end,
+        )
+
 
 class MultiHeadAttention(Module):
-    """Multi-head attention with guide D's names `w_q w_k w_v w_o` (Vaswani et al. 2017, arXiv:1706.03762).
+    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762).
 
     query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D); with `return_weights` also the weights after
     dropout (B, H, Tq, Tk); with `cache` also the cache that now holds the new keys. The mask is (B, Tk),
@@ -44,9 +78,8 @@ class MultiHeadAttention(Module):
         "local": keys at a distance of at most w.
         "sparse": those, and every key at a multiple of w (the strided pattern of Child et al. 2019,
             arXiv:1904.10509).
-    use_flash_attention: a fused kernel (SDPA). While dropout is active the exact path runs, which draws its
-        mask where it can be injected.
-    causal: a query sees no later key; queries are the last Tq of the Tk positions.
+    use_flash_attention: a fused kernel (SDPA). While dropout is active the exact path runs, whose dropout mask
+        can be injected.
 
     Unknown types, heads that do not divide the width, fused and relative at once, and masks that do not fit
     are ValueErrors.
@@ -60,30 +93,23 @@ class MultiHeadAttention(Module):
         attention_type: str = "standard",
         max_relative_position: int = 32,
         use_flash_attention: bool = False,
-        position: str = "none",
-        causal: bool = False,
-        max_len: int = 5000,
-        rope_layout: str = "interleaved",
-        use_learnable: bool = False,
+        config: AttentionConfig | None = None,
     ):
         super().__init__()
+        config = config or AttentionConfig()
         if attention_type not in ATTENTION_TYPES:
             raise ValueError(
                 f"unknown attention type {attention_type!r}: known: {', '.join(ATTENTION_TYPES)}"
             )
-        if position not in POSITIONS:
-            raise ValueError(f"unknown position {position!r}: known: {', '.join(POSITIONS)}")
         if d_model % n_heads:
             raise ValueError(f"n_heads {n_heads} does not divide d_model {d_model}")
         if max_relative_position < 1:
             raise ValueError(f"max_relative_position must be at least 1, not {max_relative_position}")
         if use_flash_attention and attention_type == "relative":
             raise ValueError("there is no fused kernel for relative attention: unset use_flash_attention")
-        if use_learnable and position != "rope":
-            raise ValueError("use_learnable learns rotary frequencies: it needs position='rope'")
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, d_model // n_heads
         self.attention_type, self.window = attention_type, max_relative_position
-        self.use_flash_attention, self.causal = use_flash_attention, causal
+        self.use_flash_attention, self.causal = use_flash_attention, config.causal
         self.w_q = Linear(d_model, d_model)
         self.w_k = Linear(d_model, d_model)
         self.w_v = Linear(d_model, d_model)
@@ -95,8 +121,13 @@ class MultiHeadAttention(Module):
         if attention_type == "relative":
             self.relative_keys = self._distances()
             self.relative_values = self._distances()
-        if position == "rope":
-            self.rope = RotaryEmbedding(self.head_dim, max_len, layout=rope_layout, learnable=use_learnable)
+        if config.position == "rope":
+            self.rope = RotaryEmbedding(
+                self.head_dim,
+                config.max_len,
+                layout=config.rope_layout,
+                learnable=config.use_learnable,
+            )
 
     def init_cache(self, batch: int, max_len: int) -> Cache:
         """An empty cache for `max_len` positions."""
@@ -111,7 +142,7 @@ class MultiHeadAttention(Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
         return_weights: bool = False,
-    ) -> Tensor | tuple:
+    ) -> Tensor | tuple[Any, ...]:
         key = query if key is None else key
         value = key if value is None else value
         q, k, v = self._split(self.w_q(query)), self._split(self.w_k(key)), self._split(self.w_v(value))
@@ -119,21 +150,19 @@ class MultiHeadAttention(Module):
         if self.rope is not None:
             q, k = self.rope(q, k, start, k_start)
         if cache is not None:
-            end = cache.length + q.shape[2]
-            k = torch.cat((cache.k[:, :, : cache.length], k, cache.k[:, :, end:]), 2)
-            v = torch.cat((cache.v[:, :, : cache.length], v, cache.v[:, :, end:]), 2)
-            cache = Cache(k, v, end)
+            cache = cache.extended(k, v)
+            k, v = cache.k, cache.v
         mask = expand_mask(mask, (*q.shape[:3], k.shape[2]))
         weights = None
-        q_at = torch.arange(q.shape[2], device=q.device) + start
-        k_at = torch.arange(k.shape[2], device=q.device)
-        seen = pattern(q_at, k_at, self.attention_type, self.window, self.causal)
+        q_positions = torch.arange(q.shape[2], device=q.device) + start
+        k_positions = torch.arange(k.shape[2], device=q.device)
+        allowed = pattern(q_positions, k_positions, self.attention_type, self.window, self.causal)
         if self.use_flash_attention and not return_weights and not self._drops:
-            # The kernel knows the plain causal pattern without being handed a mask.
+            # The kernel knows the plain causal pattern without a mask.
             plain = self.attention_type == "standard" and q.shape[2] == k.shape[2]
-            y = fused_attention(q, k, v, mask, None if plain else seen, causal=plain and self.causal)
+            y = fused_attention(q, k, v, mask, None if plain else allowed, causal=plain and self.causal)
         else:
-            y, weights = self._exact(q, k, v, mask, seen, k_at - q_at[:, None])
+            y, weights = self._exact(q, k, v, mask, allowed, k_positions - q_positions[:, None])
         y = self.w_o(y.transpose(1, 2).reshape(query.shape))
         extra = ((weights,) if return_weights else ()) + (() if cache is None else (cache,))
         return (y, *extra) if extra else y
@@ -156,25 +185,33 @@ class MultiHeadAttention(Module):
             if not self.causal:
                 raise ValueError("a cache needs causal=True: later keys would change what was computed")
             return cache.length, cache.length
-        behind = k.shape[2] - q.shape[2] if self.causal else 0
-        if behind < 0:
+        start = k.shape[2] - q.shape[2] if self.causal else 0
+        if start < 0:
             raise ValueError(f"causal attention of {q.shape[2]} queries needs as many keys, not {k.shape[2]}")
-        return behind, 0
+        return start, 0
 
-    def _exact(self, q, k, v, mask, seen, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def _exact(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        allowed: Tensor | None,
+        distance: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         if self.relative_keys is None or self.relative_values is None:
-            return exact_attention(q, k, v, mask, seen, self.dropout)
-        near = distance.clamp(-self.window, self.window) + self.window
-        bias = torch.einsum("bhqd,qkd->bhqk", q, self.relative_keys(near))
-        y, weights = exact_attention(q, k, v, mask, seen, self.dropout, bias)
-        return y + torch.einsum("bhqk,qkd->bhqd", weights, self.relative_values(near)), weights
+            return exact_attention(q, k, v, mask, allowed, self.dropout)
+        clipped = distance.clamp(-self.window, self.window) + self.window
+        bias = torch.einsum("bhqd,qkd->bhqk", q, self.relative_keys(clipped))
+        y, weights = exact_attention(q, k, v, mask, allowed, self.dropout, bias)
+        return y + torch.einsum("bhqk,qkd->bhqd", weights, self.relative_values(clipped)), weights
 
 
 AdvancedMultiHeadAttention = MultiHeadAttention
 MultiHeadAttentionWithRelativePosition = functools.partial(MultiHeadAttention, attention_type="relative")
 
 
-def attention(
+def scaled_dot_product_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -188,9 +225,9 @@ def attention(
     With `causal` the queries are the last Tq of the Tk positions, so a cache's newest query sees every key.
     """
     n, m = q.shape[2], k.shape[2]
-    at = torch.arange(m, device=q.device)
-    seen = pattern(at[:n] + (m - n), at, "standard", 1, causal)
-    return exact_attention(q, k, v, expand_mask(mask, (*q.shape[:3], m)), seen, dropout)[0]
+    positions = torch.arange(m, device=q.device)
+    allowed = pattern(positions[:n] + (m - n), positions, "standard", 1, causal)
+    return exact_attention(q, k, v, expand_mask(mask, (*q.shape[:3], m)), allowed, dropout)[0]
 
 
 def exact_attention(
@@ -198,15 +235,15 @@ def exact_attention(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    seen: Tensor | None,
+    allowed: Tensor | None,
     dropout: Dropout | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The result and the weights after dropout. `bias` joins the scores before they are scaled."""
+    """The result and the weights after dropout. `bias` is added to the scores before they are scaled."""
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k)
     scores = scores if bias is None else scores + bias
     scores = scores.to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(q.shape[-1])
-    weights = hide(scores, mask, seen).softmax(-1).to(q.dtype)
+    weights = mask_scores(scores, mask, allowed).softmax(-1).to(q.dtype)
     weights = weights if dropout is None else dropout(weights)
     return torch.einsum("bhqk,bhkd->bhqd", weights, v), weights
 
@@ -216,51 +253,38 @@ def fused_attention(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None = None,
-    seen: Tensor | None = None,
+    allowed: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
     """The same by `F.scaled_dot_product_attention`. `causal` needs Tq = Tk."""
     if mask is not None:
-        at = torch.arange(q.shape[2], device=q.device)
-        pairs = pattern(at, at, "standard", 1, True) if causal else seen
-        allowed = mask if pairs is None else mask & pairs
-        # A zero query makes equal scores, hence the uniform mean of a row with every key hidden.
-        some = allowed.any(-1, keepdim=True)
+        positions = torch.arange(q.shape[2], device=q.device)
+        allowed = pattern(positions, positions, "standard", 1, True) if causal else allowed
+        both = mask if allowed is None else mask & allowed
+        # A zero query makes equal scores, hence the uniform mean of a row with every key masked.
+        some = both.any(-1, keepdim=True)
         q = torch.where(some, q, 0.0)
-        mask = allowed | (~some if pairs is None else ~some & pairs)
-    elif seen is not None:
-        mask = seen
+        mask = both | (~some if allowed is None else ~some & allowed)
+    elif allowed is not None:
+        mask = allowed
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
 
 
-def pattern(q_at: Tensor, k_at: Tensor, attention_type: str, window: int, causal: bool) -> Tensor | None:
-    """Which pairs of positions an attention type lets meet; None is all of them."""
-    apart = q_at[:, None] - k_at
-    seen = apart >= 0 if causal else None
+def pattern(
+    q_positions: Tensor, k_positions: Tensor, attention_type: str, window: int, causal: bool
+) -> Tensor | None:
+    """The attention mask of an attention type, True = may attend; None where every query sees every key."""
+    distance = q_positions[:, None] - k_positions
+    past = distance >= 0 if causal else None
     if attention_type not in ("local", "sparse"):
-        return seen
-    near = apart.abs() <= window
+        return past
+    near = distance.abs() <= window
     if attention_type == "sparse":
-        near = near | (apart % window == 0)
-    return near if seen is None else near & seen
+        near = near | (distance % window == 0)
+    return near if past is None else near & past
 
 
-def hide(scores: Tensor, mask: Tensor | None, seen: Tensor | None) -> Tensor:
-    """Scores with hidden keys at -1e9 and excluded ones at the lowest number; see the top of this file."""
-    scores = scores if mask is None else scores.masked_fill(~mask, HIDDEN)
-    return scores if seen is None else scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-
-
-def expand_mask(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """A mask (B, Tk), (B, Tq, Tk) or of 4 axes as booleans that broadcast to `shape`, (B, H, Tq, Tk)."""
-    if mask is None:
-        return None
-    wide = mask
-    if mask.ndim in (2, 3):
-        wide = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
-    if wide.ndim != 4 or any(n not in (1, m) for n, m in zip(wide.shape, shape, strict=True)):
-        b, _, q, k = shape
-        raise ValueError(
-            f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(b, k)} or {(b, q, k)}"
-        )
-    return as_bool(wide)
+def mask_scores(scores: Tensor, mask: Tensor | None, allowed: Tensor | None) -> Tensor:
+    """Scores with masked keys at -1e9 and excluded ones at the lowest number of the dtype."""
+    scores = scores if mask is None else scores.masked_fill(~mask, MASKED_SCORE)
+    return scores if allowed is None else scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)

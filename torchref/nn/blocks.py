@@ -1,4 +1,4 @@
-"""Blocks of convolutional networks (guide D)."""
+"""Blocks of convolutional networks over images."""
 
 from torch import Tensor
 from torch.nn import BatchNorm2d, Conv2d, Dropout2d, Linear, Module, Sequential
@@ -57,9 +57,9 @@ class ResidualBlock(Module):
         self.conv2 = Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = BatchNorm2d(out_channels)
         self.activation = Activation(activation)
-        changes = stride != 1 or in_channels != out_channels
+        differs = stride != 1 or in_channels != out_channels
         self.downsample = None
-        if changes if downsample is None else downsample:
+        if differs if downsample is None else downsample:
             self.downsample = Sequential(
                 Conv2d(in_channels, out_channels, 1, stride, bias=False),
                 BatchNorm2d(out_channels),

@@ -1,4 +1,4 @@
-"""Blocks of convolutional networks over sequences (guide A)."""
+"""Blocks of convolutional networks over sequences."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,8 @@
 """Attention for long sequences: chunked (exact), Performer, Linformer, Reformer.
 
 Shapes: b batch, h heads, q and k positions, d head size, m features, r hash rounds, n chunks, w a chunk's
-width. Masks: True = attend. Hidden keys and excluded ones: see `torchref.nn.attention`. The three layers have
-no T^2 weights to drop: their dropout acts on the result.
+width. Masks: True = may attend; masked keys and excluded ones: see `torchref.nn.attention`. The three layers
+have no T^2 weights to drop: their dropout acts on the result.
 """
 
 import functools
@@ -14,12 +14,12 @@ from torch.nn import Dropout, Linear, Module
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from torchref.nn.attention import expand_mask, hide
-from torchref.nn.pooling import as_bool
+from torchref.nn.attention import mask_scores
+from torchref.nn.masks import expand_mask, key_mask
 from torchref.nn.position import check_length
 
-# A shared query and key is most like itself: Reformer looks there only if there is nowhere else.
-ITSELF = -1e5
+# A shared query and key is most like itself: a position attends to itself only if there is no other key.
+SELF_SCORE = -1e5
 
 
 def chunked_attention(
@@ -35,32 +35,33 @@ def chunked_attention(
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
     t, s = q.shape[2], k.shape[2]
     mask = expand_mask(mask, (*q.shape[:3], s))
-    q_at = torch.arange(t, device=q.device) + (s - t)
+    q_positions = torch.arange(t, device=q.device) + (s - t)
 
-    def rows(q: Tensor, q_at: Tensor, mask: Tensor | None) -> Tensor:
+    def query_chunk(q: Tensor, q_positions: Tensor, mask: Tensor | None) -> Tensor:
         dtype = torch.promote_types(q.dtype, torch.float32)
-        top = torch.full((*q.shape[:3], 1), torch.finfo(dtype).min, dtype=dtype, device=q.device)
-        total, y = torch.zeros_like(top), torch.zeros(*q.shape[:3], v.shape[-1], dtype=dtype, device=q.device)
+        maximum = torch.full((*q.shape[:3], 1), torch.finfo(dtype).min, dtype=dtype, device=q.device)
+        total = torch.zeros_like(maximum)
+        y = torch.zeros(*q.shape[:3], v.shape[-1], dtype=dtype, device=q.device)
         for j in range(0, s, chunk_size):
             cut = slice(j, j + chunk_size)
             scores = torch.einsum("bhqd,bhkd->bhqk", q, k[:, :, cut]).to(dtype) / math.sqrt(q.shape[-1])
-            at = torch.arange(j, min(j + chunk_size, s), device=q.device)
-            seen = at <= q_at[:, None] if causal else None
+            k_positions = torch.arange(j, min(j + chunk_size, s), device=q.device)
+            allowed = k_positions <= q_positions[:, None] if causal else None
             part = None if mask is None else mask[..., cut] if mask.shape[-1] > 1 else mask
-            scores = hide(scores, part, seen)
-            higher = torch.maximum(top, scores.amax(-1, keepdim=True).detach())
+            scores = mask_scores(scores, part, allowed)
+            higher = torch.maximum(maximum, scores.amax(-1, keepdim=True).detach())
             weights = torch.exp(scores - higher)
-            shrink = torch.exp(top - higher)
+            shrink = torch.exp(maximum - higher)
             total = total * shrink + weights.sum(-1, keepdim=True)
             y = y * shrink + torch.einsum("bhqk,bhkd->bhqd", weights, v[:, :, cut].to(dtype))
-            top = higher
+            maximum = higher
         return (y / total).to(q.dtype)
 
     parts = []
     for i in range(0, t, chunk_size):
         cut = slice(i, i + chunk_size)
         part = None if mask is None else mask[:, :, cut] if mask.shape[2] > 1 else mask
-        parts.append(checkpoint(rows, q[:, :, cut], q_at[cut], part, use_reentrant=False))
+        parts.append(checkpoint(query_chunk, q[:, :, cut], q_positions[cut], part, use_reentrant=False))
     return torch.cat(parts, 2)
 
 
@@ -69,7 +70,7 @@ class PerformerAttention(Module):
 
     query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D). Positive orthogonal features, exp(w x - |x|^2 /
     2), of `n_features` directions w that all heads share: the buffer `projection` (n_features, head_dim). The
-    mask is (B, Tk); a row with every key hidden gives zero. With `causal` Tq must be Tk. Heads that do not
+    mask is (B, Tk); a row with every key masked gives zero. With `causal` Tq must be Tk. Heads that do not
     divide the width and masks per query are ValueErrors.
     """
 
@@ -124,7 +125,7 @@ def favor_attention(
     else:
         y = torch.einsum("bhqm,bhmd->bhqd", pq, torch.einsum("bhkm,bhkd->bhmd", pk, v))
         total = torch.einsum("bhqm,bhm->bhq", pq, pk.sum(2))[..., None]
-    # Where every key is hidden both sums are zero.
+    # Where every key is masked both sums are zero.
     return (y / total.masked_fill(total <= 0, 1)).to(q.dtype)
 
 
@@ -164,7 +165,7 @@ class LinformerAttention(Module):
     """Keys and values of T positions projected to `proj_len` (Wang et al. 2020, arXiv:2006.04768), cost T.
 
     query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D). All heads share the projections `proj_k` and
-    `proj_v`; shorter sequences use their first Tk columns. The mask is (B, Tk); a row with every key hidden
+    `proj_v`; shorter sequences use their first Tk columns. The mask is (B, Tk); a row with every key masked
     gives the bias of `w_o`. Heads that do not divide the width, masks per query and Tk beyond `max_len` are
     ValueErrors.
     """
@@ -210,8 +211,8 @@ class ReformerAttention(Module):
     """Self-attention within hash buckets, query and key shared (Kitaev et al. 2020, arXiv:2001.04451).
 
     x (B, T, D), mask (B, T) -> (B, T, D). Each of `n_hashes` rounds sorts the positions by bucket, cuts them
-    into chunks of `bucket_size`, and lets a position see its own chunk and the one before; the result is
-    softmax attention over all it saw in any round, itself only if there is nothing else. Cost T log T: there
+    into chunks of `bucket_size`, and lets a position attend to its own chunk and the one before; the result
+    is softmax attention over all keys of any round, itself only if there is no other key. Cost T log T: there
     are about T / bucket_size buckets, and where they are more than 2 bucket_size a bucket is a pair, or more,
     of smaller hashes, or hashing alone would cost T^2. The buffer `rotations` (head_dim, n_hashes, columns)
     serves lengths up to `max_len`. Heads that do not divide the width, masks per query and T beyond `max_len`
@@ -255,34 +256,34 @@ def lsh_attention(
     q: Tensor, v: Tensor, rotations: Tensor, width: int, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
     """`ReformerAttention` between the projections: q, v (B, H, T, d) -> (B, H, T, d)."""
-    t, spare = q.shape[2], -q.shape[2] % width
+    t, padding = q.shape[2], -q.shape[2] % width
     dtype = torch.promote_types(q.dtype, torch.float32)
-    real = torch.ones(len(q), t, dtype=torch.bool, device=q.device) if mask is None else mask
+    valid = torch.ones(len(q), t, dtype=torch.bool, device=q.device) if mask is None else mask
     buckets = hash_buckets(q.detach().to(dtype), rotations.to(dtype))
-    # Hidden positions go last, those that fill the last chunk behind them.
+    # Masked positions go last, those that pad the last chunk behind them.
     last = (2 * rotations.shape[-1]) ** rotations.shape[-2]
-    buckets = torch.where(real[:, None, None], buckets, last)
-    buckets = F.pad(buckets, (0, spare), value=last + 1)
+    buckets = torch.where(valid[:, None, None], buckets, last)
+    buckets = F.pad(buckets, (0, padding), value=last + 1)
     order = torch.argsort(buckets, dim=-1, stable=True)
     rank = order.argsort(-1)
     chunk = rank // width
     keys = F.normalize(q.to(dtype), dim=-1)
-    q, keys, v = (F.pad(x, (0, 0, 0, spare))[:, :, None] for x in (q, keys, v))
+    q, keys, v = (F.pad(x, (0, 0, 0, padding))[:, :, None] for x in (q, keys, v))
     qs, ks, vs = (
         torch.take_along_dim(x, order[..., None], 3).unflatten(3, (-1, width)) for x in (q, keys, v)
     )
-    at = order.unflatten(3, (-1, width))
-    ks, vs, k_at = with_previous(ks), with_previous(vs), with_previous(at)
+    positions = order.unflatten(3, (-1, width))
+    ks, vs, k_positions = with_previous(ks), with_previous(vs), with_previous(positions)
     scores = torch.einsum("bhrnqd,bhrnkd->bhrnqk", qs.to(dtype), ks) / math.sqrt(q.shape[-1])
-    i, j = at[..., None], k_at[..., None, :]
-    times = seen_times(chunk, at, k_at)
-    scores = torch.where(i == j, ITSELF, scores) - torch.log(times.clamp(min=1).to(dtype))
-    shown = torch.take_along_dim(F.pad(real, (0, spare))[:, None, None], k_at.flatten(3), 3)
-    # Before the first chunk there is none, and what fills the last one is no position.
-    first = torch.arange(at.shape[3], device=q.device)[:, None, None] == 0
-    seen = ~(first & (torch.arange(2 * width, device=q.device) < width)) & (j < t)
-    seen = seen & (j <= i) if causal else seen
-    scores = hide(scores, shown.unflatten(3, (-1, 2 * width))[..., None, :], seen)
+    i, j = positions[..., None], k_positions[..., None, :]
+    rounds = shared_rounds(chunk, positions, k_positions)
+    scores = torch.where(i == j, SELF_SCORE, scores) - torch.log(rounds.clamp(min=1).to(dtype))
+    key_valid = torch.take_along_dim(F.pad(valid, (0, padding))[:, None, None], k_positions.flatten(3), 3)
+    # No chunk precedes the first, and what pads the last one is no position.
+    first = torch.arange(positions.shape[3], device=q.device)[:, None, None] == 0
+    allowed = ~(first & (torch.arange(2 * width, device=q.device) < width)) & (j < t)
+    allowed = allowed & (j <= i) if causal else allowed
+    scores = mask_scores(scores, key_valid.unflatten(3, (-1, 2 * width))[..., None, :], allowed)
     mass = scores.logsumexp(-1, keepdim=True)
     y = torch.einsum("bhrnqk,bhrnkd->bhrnqd", torch.exp(scores - mass), vs.to(dtype))
     y = torch.take_along_dim(y.flatten(3, 4), rank[..., None], 3)
@@ -293,24 +294,24 @@ def lsh_attention(
 def hash_buckets(x: Tensor, rotations: Tensor) -> Tensor:
     """The bucket (B, H, R, T) of every position in every round: of each part the nearest of the directions
     +-rotations (d, R, parts, m)."""
-    turned = torch.einsum("bhtd,drnm->bhrtnm", x, rotations)
-    nearest = torch.cat((turned, -turned), -1).argmax(-1)
+    rotated = torch.einsum("bhtd,drnm->bhrtnm", x, rotations)
+    nearest = torch.cat((rotated, -rotated), -1).argmax(-1)
     parts, count = rotations.shape[-2], 2 * rotations.shape[-1]
     return functools.reduce(
         lambda number, i: number * count + nearest[..., i], range(1, parts), nearest[..., 0]
     )
 
 
-def seen_times(chunk: Tensor, at: Tensor, k_at: Tensor) -> Tensor:
-    """In how many rounds a query sees a key, for the pairs (B, H, R, n, w, 2 w) of every round."""
-    times: Tensor | int = 0
+def shared_rounds(chunk: Tensor, positions: Tensor, k_positions: Tensor) -> Tensor:
+    """In how many rounds a query attends to a key, for the pairs (B, H, R, n, w, 2 w) of every round."""
+    rounds: Tensor | int = 0
     for other in range(chunk.shape[2]):
-        of = chunk[:, :, other, None]
-        mine = torch.take_along_dim(of, at.flatten(3), 3).reshape(at.shape)[..., None]
-        theirs = torch.take_along_dim(of, k_at.flatten(3), 3).reshape(k_at.shape)[..., None, :]
-        times = times + ((mine == theirs) | (mine == theirs + 1)).long()
-    assert isinstance(times, Tensor)
-    return times
+        chunks = chunk[:, :, other, None]
+        query = torch.take_along_dim(chunks, positions.flatten(3), 3).reshape(positions.shape)[..., None]
+        key = torch.take_along_dim(chunks, k_positions.flatten(3), 3).reshape(k_positions.shape)[..., None, :]
+        rounds = rounds + ((query == key) | (query == key + 1)).long()
+    assert isinstance(rounds, Tensor)
+    return rounds
 
 
 def with_previous(x: Tensor) -> Tensor:
@@ -319,7 +320,7 @@ def with_previous(x: Tensor) -> Tensor:
 
 
 def split_buckets(length: int, bucket_size: int) -> tuple[int, int]:
-    """Of how many parts a bucket's number is made for a length, and half of how many values each has."""
+    """How many parts a bucket's number has for a sequence length, and half of how many values each part takes."""
     half, parts = max(1, -(-length // (2 * bucket_size))), 1
     while (2 * bucket_size) ** parts < 2 * half:
         parts += 1
@@ -352,14 +353,3 @@ def split_heads(x: Tensor, n_heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """(B, H, T, d) as (B, T, D)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def key_mask(mask: Tensor | None, k: Tensor) -> Tensor | None:
-    """A mask (B, Tk) as booleans; any other is a ValueError."""
-    if mask is None:
-        return None
-    if mask.shape != (k.shape[0], k.shape[2]):
-        raise ValueError(
-            f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(len(k), k.shape[2])}"
-        )
-    return as_bool(mask)

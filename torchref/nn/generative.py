@@ -1,4 +1,4 @@
-"""Layers of generative models: images from rows, spectral norm, resampling, attention over pixels, time."""
+"""Layers of generative models: reshaping to images, spectral norm, upsampling, pixel attention, timesteps."""
 
 import math
 
@@ -90,7 +90,7 @@ class PixelAttention(Module):
 
 
 def upsample_nearest(x: Tensor, like: Tensor) -> Tensor:
-    """Each pixel four times, cut to the size of `like`, which is at most twice that of x."""
+    """Nearest-neighbour upsampling by 2, cropped to the size of `like`, which is at most twice that of x."""
     return x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, : like.shape[2], : like.shape[3]]
 
 
@@ -110,7 +110,7 @@ def timestep_embedding(t: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     Ho et al. 2020, arXiv:2006.11239, in the order of the public checkpoints.
     """
     half = dim // 2
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=wide, device=t.device) / half)
-    angle = t[:, None].to(wide) * frequencies
+    angle_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=angle_dtype, device=t.device) / half)
+    angle = t[:, None].to(angle_dtype) * frequencies
     return torch.cat((angle.cos(), angle.sin()), -1).to(dtype)

@@ -4,6 +4,8 @@ A graph is PyG's: `edge_index` (2, E) holds source above target, messages go fro
 edges and self loops count. Indices out of range are an error.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import Dropout, Linear, Module, Parameter
@@ -15,7 +17,7 @@ from torchref.nn.init import initialized
 def segment_sum(data: Tensor, ids: Tensor, num_segments: int, mask: Tensor | None = None) -> Tensor:
     """The sum of the rows of each segment; rows where the mask is False do not count. Empty: 0."""
     if mask is not None:
-        data = torch.where(_beside(mask, data), data, 0)
+        data = torch.where(_broadcast(mask, data), data, 0)
     return data.new_zeros(num_segments, *data.shape[1:]).index_add(0, ids, data)
 
 
@@ -23,18 +25,18 @@ def segment_mean(data: Tensor, ids: Tensor, num_segments: int, mask: Tensor | No
     """The mean of the rows of each segment; rows where the mask is False do not count. Empty: 0."""
     total = segment_sum(data, ids, num_segments, mask)
     count = segment_sum(data.new_ones(ids.shape), ids, num_segments, mask)
-    return total / _beside(count.clamp(min=1), total)
+    return total / _broadcast(count.clamp(min=1), total)
 
 
 def segment_max(data: Tensor, ids: Tensor, num_segments: int, mask: Tensor | None = None) -> Tensor:
     """The maximum of each segment; rows where the mask is False do not count. Empty: 0."""
     if mask is not None:
         data, ids = data[mask], ids[mask]
-    taken = segment_sum(data.new_ones(ids.shape), ids, num_segments) > 0
+    filled = segment_sum(data.new_ones(ids.shape), ids, num_segments) > 0
     # From -inf: PyG starts at 0 and at a maximum of 0 gives a part of the gradient to that start.
-    top = data.new_full((num_segments, *data.shape[1:]), -torch.inf)
-    top = top.scatter_reduce(0, _beside(ids, data).expand_as(data), data, "amax")
-    return torch.where(_beside(taken, top), top, 0)
+    maximum = data.new_full((num_segments, *data.shape[1:]), -torch.inf)
+    maximum = maximum.scatter_reduce(0, _broadcast(ids, data).expand_as(data), data, "amax")
+    return torch.where(_broadcast(filled, maximum), maximum, 0)
 
 
 def segment_softmax(
@@ -45,18 +47,18 @@ def segment_softmax(
     Rows where the mask is False get 0 and do not count. Returns the weights of the rows and of `own`.
     """
     if mask is not None:
-        logits = logits.masked_fill(~_beside(mask, logits), -torch.inf)
+        logits = logits.masked_fill(~_broadcast(mask, logits), -torch.inf)
     fixed = logits.detach()
-    top = fixed.new_full((num_segments, *fixed.shape[1:]), -torch.inf)
-    top = top.scatter_reduce(0, _beside(ids, fixed).expand_as(fixed), fixed, "amax")
+    maximum = fixed.new_full((num_segments, *fixed.shape[1:]), -torch.inf)
+    maximum = maximum.scatter_reduce(0, _broadcast(ids, fixed).expand_as(fixed), fixed, "amax")
     if own is not None:
-        top = torch.maximum(top, own.detach())
-    top = torch.where(top.isfinite(), top, 0)
-    weights = (logits - top[ids]).exp()
+        maximum = torch.maximum(maximum, own.detach())
+    maximum = torch.where(maximum.isfinite(), maximum, 0)
+    weights = (logits - maximum[ids]).exp()
     total = segment_sum(weights, ids, num_segments)
     if own is None:
         return weights / torch.where(total > 0, total, 1)[ids], None
-    loop = (own - top).exp()
+    loop = (own - maximum).exp()
     total = total + loop
     return weights / total[ids], loop / total
 
@@ -119,7 +121,7 @@ class GCNConv(Module):
     """Graph convolution with symmetric normalisation (Kipf and Welling 2017, arXiv:1609.02907).
 
     x (N, in_channels), edge_index (2, E), edge_weight (E,) or None -> (N, out_channels). PyG's GCNConv:
-    every node has one self loop, of weight 1 (2 if `improved`) unless the graph brings one (of several
+    every node has one self loop, of weight 1 (2 if `improved`) unless the graph has one (of several
     the last); the inverse root of a degree 0 is 0. add_self_loops without normalize is a ValueError.
     """
 
@@ -146,13 +148,13 @@ class GCNConv(Module):
         weight = x.new_ones(target.shape) if edge_weight is None else edge_weight
         loop = x.new_zeros(nodes)
         if self.add_self_loops:
-            given = source == target
-            order = torch.where(given, torch.arange(len(target), device=x.device), -1)
+            is_loop = source == target
+            order = torch.where(is_loop, torch.arange(len(target), device=x.device), -1)
             last = order.new_full((nodes,), -1).scatter_reduce(0, target, order, "amax")
             loop = x.new_full((nodes,), 2.0 if self.improved else 1.0)
             if len(target):
                 loop = torch.where(last >= 0, weight[last.clamp(min=0)], loop)
-            weight = torch.where(given, 0, weight)
+            weight = torch.where(is_loop, 0, weight)
         if self.normalize:
             degree = segment_sum(weight, target, nodes) + loop
             inverse = torch.where(degree == 0, 0, torch.where(degree == 0, 1, degree) ** -0.5)
@@ -169,8 +171,8 @@ class GATConv(Module):
     """Graph attention (Velickovic et al. 2018, arXiv:1710.10903).
 
     x (N, in_channels), edge_index (2, E), edge_attr (E, edge_dim) -> (N, heads * out_channels), or the mean
-    over the heads (N, out_channels) without `concat`. PyG's GATConv: self loops given are replaced by one
-    per node, whose features are `fill_value` or that aggregation of the features of the edges into it.
+    over the heads (N, out_channels) without `concat`. PyG's GATConv: self loops in the graph are replaced by
+    one per node, whose features are `fill_value` or that aggregation of the features of the edges into it.
     Dropout acts on the attention weights, of the edges and then of the loops.
     """
 
@@ -213,24 +215,27 @@ class GATConv(Module):
         check_ids(edge_index, x.shape[0], "edge index")
         nodes, shape = x.shape[0], (-1, self.heads, self.out_channels)
         source, target = edge_index
-        kept, own = None, None
+        mask, loop_logits = None, None
         h = self.lin(x).reshape(shape)
-        to_others, to_self = (h * self.att_src).sum(-1), (h * self.att_dst).sum(-1)
-        logits = to_others[source] + to_self[target]
+        source_logits, target_logits = (h * self.att_src).sum(-1), (h * self.att_dst).sum(-1)
+        logits = source_logits[source] + target_logits[target]
         if self.add_self_loops:
-            kept, own = source != target, to_others + to_self
+            mask, loop_logits = source != target, source_logits + target_logits
         if edge_attr is not None:
             logits = logits + self._edge_logits(edge_attr)
-            if own is not None and isinstance(self.fill_value, str):
-                own = own + self._edge_logits(SEGMENTS[self.fill_value](edge_attr, target, nodes, kept))
-            elif own is not None and not isinstance(self.fill_value, str):
-                own = own + self._edge_logits(x.new_full((1, edge_attr.shape[1]), self.fill_value))
+            if loop_logits is not None and isinstance(self.fill_value, str):
+                aggregate = SEGMENTS[self.fill_value]
+                loop_attr = aggregate(edge_attr, target, nodes, mask)
+                loop_logits = loop_logits + self._edge_logits(loop_attr)
+            elif loop_logits is not None and not isinstance(self.fill_value, str):
+                loop_attr = x.new_full((1, edge_attr.shape[1]), self.fill_value)
+                loop_logits = loop_logits + self._edge_logits(loop_attr)
         weights, loop = segment_softmax(
             F.leaky_relu(logits, self.negative_slope),
             target,
             nodes,
-            kept,
-            None if own is None else F.leaky_relu(own, self.negative_slope),
+            mask,
+            None if loop_logits is None else F.leaky_relu(loop_logits, self.negative_slope),
         )
         y = segment_sum(self.dropout(weights)[..., None] * h[source], target, nodes)
         if loop is not None:
@@ -293,15 +298,16 @@ class RGCNConv(Module):
         check_ids(edge_type, self.num_relations, "edge type")
         nodes, relations = x.shape[0], self.num_relations
         source, target = edge_index
-        found = SEGMENTS[self.aggr](x[source], target * relations + edge_type, nodes * relations)
+        ids = target * relations + edge_type
+        aggregated = SEGMENTS[self.aggr](x[source], ids, nodes * relations)
         weight: Tensor = self.weight
         if self.num_bases is not None:
             weight = torch.einsum("rb,bio->rio", self.comp, weight)
         if self.num_blocks is not None:
-            blocks = found.reshape(nodes, relations, self.num_blocks, weight.shape[2])
+            blocks = aggregated.reshape(nodes, relations, self.num_blocks, weight.shape[2])
             y = torch.einsum("nrki,rkio->nko", blocks, weight).reshape(nodes, self.out_channels)
         else:
-            y = torch.einsum("nri,rio->no", found.reshape(nodes, relations, x.shape[1]), weight)
+            y = torch.einsum("nri,rio->no", aggregated.reshape(nodes, relations, x.shape[1]), weight)
         if self.root is not None:
             y = y + x @ self.root
         return y if self.bias is None else y + self.bias
@@ -313,12 +319,12 @@ def glorot(shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound)
 
 
-def _beside(per_row: Tensor, data: Tensor) -> Tensor:
+def _broadcast(per_row: Tensor, data: Tensor) -> Tensor:
     """One value per row, shaped to broadcast over what each row holds."""
     return per_row.reshape(-1, *(1,) * (data.ndim - 1))
 
 
-def _pooled(segment, x: Tensor, batch: Tensor | None, size: int | None) -> Tensor:
+def _pooled(segment: Callable[..., Tensor], x: Tensor, batch: Tensor | None, size: int | None) -> Tensor:
     if batch is None:
         batch = torch.zeros(len(x), dtype=torch.long, device=x.device)
         size = 1 if size is None else size

@@ -1,4 +1,4 @@
-"""What the hub's models share: GPT-2's Conv1D, activations by the hub's names, attention, losses.
+"""Parts that Hugging Face's models share: GPT-2's Conv1D, activations by name, attention, initialisation, loss.
 
 Shapes: b batch, t positions, d width, v vocabulary, h heads.
 """
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import Conv2d, Dropout, Embedding, Linear, Module, Parameter, init
 
 from torchref.nn.activation import ACTIVATIONS, Function
-from torchref.nn.attention import Cache, exact_attention, expand_mask, pattern
+from torchref.nn.attention import Cache, exact_attention, pattern
+from torchref.nn.masks import expand_mask
 
 HUB_ACTIVATIONS: Mapping[str, Function] = {
     **{
@@ -24,7 +25,7 @@ HUB_ACTIVATIONS: Mapping[str, Function] = {
 
 
 def hub_activation(name: str) -> Function:
-    """The function of the hub's name for it. An unknown name is a ValueError."""
+    """The activation function of a Hugging Face name. An unknown name is a ValueError."""
     if name not in HUB_ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}: known: {', '.join(HUB_ACTIVATIONS)}")
     return HUB_ACTIVATIONS[name]
@@ -33,7 +34,7 @@ def hub_activation(name: str) -> Function:
 class Conv1D(Module):
     """GPT-2's linear layer: y = x W + b, the weight stored (in, out) in both frameworks.
 
-    (..., nx) -> (..., nf), in the hub's order of arguments. Weights start at N(0, 0.02^2), biases at zero.
+    (..., nx) -> (..., nf), in Hugging Face's order of arguments. Weights start at N(0, 0.02^2), biases at zero.
     """
 
     def __init__(self, nf: int, nx: int):
@@ -68,19 +69,19 @@ def attend(
     shape, start = q.shape, 0
     q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     if cache is not None:
-        start, end = cache.length, cache.length + q.shape[2]
-        k = torch.cat((cache.k[:, :, :start], k, cache.k[:, :, end:]), 2)
-        v = torch.cat((cache.v[:, :, :start], v, cache.v[:, :, end:]), 2)
-        cache = Cache(k, v, end)
+        start, cache = cache.length, cache.extended(k, v)
+        k, v = cache.k, cache.v
     mask = expand_mask(mask, (*q.shape[:3], k.shape[2]))
-    q_at = torch.arange(q.shape[2], device=q.device) + start
-    seen = pattern(q_at, torch.arange(k.shape[2], device=q.device), "standard", 1, causal)
-    y, weights = exact_attention(q if factor == 1 else q * factor, k, v, mask, seen, dropout)
+    q_positions = torch.arange(q.shape[2], device=q.device) + start
+    k_positions = torch.arange(k.shape[2], device=q.device)
+    allowed = pattern(q_positions, k_positions, "standard", 1, causal)
+    y, weights = exact_attention(q if factor == 1 else q * factor, k, v, mask, allowed, dropout)
     return y.transpose(1, 2).reshape(shape), weights, cache
 
 
 def draw_normal(module: Module, std: float) -> None:
-    """Draw every projection and table in `module` from N(0, std^2), as the hub does; biases become zero.
+    """Draw every projection and table in `module` from N(0, std^2), as Hugging Face's models do; biases become
+    zero.
 
     Norms stay as they are, and a table's row `padding_idx` is zero.
     """
@@ -96,7 +97,7 @@ def draw_normal(module: Module, std: float) -> None:
 
 
 def normal_parameter(shape: tuple[int, ...], std: float) -> Parameter:
-    """A parameter drawn from N(0, std^2); std 0 makes it zero."""
+    """A parameter drawn from N(0, std^2); zero for std 0."""
     return Parameter(init.normal_(torch.empty(shape), std=std))
 
 

@@ -32,7 +32,7 @@ def normal(std: float = 0.02) -> Initializer:
 
 
 def initializer(name: str | Initializer) -> Initializer:
-    """The initialiser of a name; a callable is returned as it is. An unknown name is a ValueError."""
+    """The initialiser of a name; a callable is returned unchanged. An unknown name is a ValueError."""
     if callable(name):
         return name
     if name not in INITIALIZERS:
@@ -48,7 +48,7 @@ def initialized(layer: Layer, name: str | Initializer) -> Layer:
 
 
 def initialize_all(model: Module, kind: type[Module], name: str | Initializer) -> None:
-    """Draw every layer of a kind that a model holds, as `initialized` does."""
+    """Draw the weights of every layer of a type in a model, as `initialized` does."""
     for layer in model.modules():
         if isinstance(layer, kind):
             initialized(layer, name)

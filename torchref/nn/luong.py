@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from torchref.nn.rnn import length_mask
+from torchref.nn.masks import length_mask
 
 
 class LuongAttention(Module):
-    """What the three scores share: softmax over the valid steps, weighted sum of the hidden states.
+    """The base class of the three scores: softmax over the valid steps, weighted sum of the hidden states.
 
     hidden (B, T, hidden_size), mask (B, T) True where valid, lengths (B,) in [1, T]; with both, a step is
-    valid if both say so -> context (B, T, hidden_size), zero at steps that are not valid. With
+    valid if both agree -> context (B, T, hidden_size), zero at steps that are not valid. With
     `return_weights` also the weights (B, T, T), query before key.
     """
 
@@ -27,8 +27,8 @@ class LuongAttention(Module):
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if lengths is not None:
-            within = length_mask(lengths, hidden.shape[1])
-            mask = within if mask is None else mask & within
+            valid = length_mask(lengths, hidden.shape[1])
+            mask = valid if mask is None else mask & valid
         if mask is None:
             weights = self.score(hidden).softmax(-1)
         else:

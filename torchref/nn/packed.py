@@ -1,7 +1,7 @@
 """torch.nn's own attention and encoder layer: queries, keys and values in one packed projection.
 
-Masks are True where attention is allowed, as everywhere here (torch.nn's are True where it is blocked), and a
-row whose keys are all masked is the mean of all, where torch.nn's is NaN. Sequences are batch first.
+Masks are True where attention is allowed (torch.nn's are True where it is blocked), and a row whose keys are
+all masked is the mean of all values, where torch.nn's is NaN. Sequences are batch first.
 """
 
 from typing import Any
@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import Dropout, LayerNorm, Linear, Module, Parameter, init
 from torch.nn import functional as F
 
-from torchref.nn.activation import Function
-from torchref.nn.activation import activation as activation_of
+from torchref.nn.activation import Function, get_activation
 from torchref.nn.hub import attend
 
 
@@ -44,16 +43,16 @@ class MultiheadAttention(Module):
         value: Tensor | None = None,
         mask: Tensor | None = None,
         return_weights: bool = False,
-    ) -> Tensor | tuple:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         key = query if key is None else key
         value = key if value is None else value
-        weights = self.in_proj_weight.chunk(3)
-        q, k, v = (F.linear(x, w) for x, w in zip((query, key, value), weights, strict=True))
+        projections = self.in_proj_weight.chunk(3)
+        q, k, v = (F.linear(x, w) for x, w in zip((query, key, value), projections, strict=True))
         if self.in_proj_bias is not None:
             q, k, v = (x + b for x, b in zip((q, k, v), self.in_proj_bias.chunk(3), strict=True))
-        y, attention, _ = attend(q, k, v, self.num_heads, mask, self.dropout)
+        y, weights, _ = attend(q, k, v, self.num_heads, mask, self.dropout)
         y = self.out_proj(y)
-        return (y, attention) if return_weights else y
+        return (y, weights) if return_weights else y
 
 
 class TransformerEncoderLayer(Module):
@@ -79,7 +78,7 @@ class TransformerEncoderLayer(Module):
         self.norm2 = LayerNorm(d_model, layer_norm_eps)
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
-        self.activation = activation_of(activation)
+        self.activation = get_activation(activation)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.norm_first:

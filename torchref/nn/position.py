@@ -13,7 +13,7 @@ class RotaryEmbedding(Module):
     """Rotates pairs of features by position * base^(-2i/head_dim) (Su et al. 2021, arXiv:2104.09864).
 
     q, k (B, H, T, Dh) -> the same. A pair is two neighbours with layout "interleaved" (the paper), features
-    i and i + Dh/2 with "rotate_half" (GPT-NeoX and Llama checkpoints). Angles are float32 or wider. With
+    i and i + Dh/2 with "rotate_half" (GPT-NeoX and Llama checkpoints). Angles are float32 or float64. With
     `learnable` the inverse frequencies are the parameter `inv_freq`.
     """
 
@@ -48,12 +48,12 @@ class RotaryEmbedding(Module):
         inv_freq = inv_freq.to(x.device)
         angle = (torch.arange(length, device=x.device) + offset).to(dtype)[:, None] * inv_freq
         cos, sin = torch.cos(angle), torch.sin(angle)
-        wide = x.to(dtype)
+        upcast = x.to(dtype)
         if self.layout == "interleaved":
-            a, b = wide[..., 0::2], wide[..., 1::2]
+            a, b = upcast[..., 0::2], upcast[..., 1::2]
             y = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).reshape(x.shape)
         else:
-            a, b = wide.chunk(2, -1)
+            a, b = upcast.chunk(2, -1)
             y = torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
         return y.to(x.dtype)
 
@@ -67,9 +67,8 @@ class PositionalEncoding(Module):
     (T, D) or (B, T, D) -> the same. "sinusoidal": sin on even, cos on odd features, base 10000 (Vaswani et
     al. 2017); `use_learnable` adds a learned `offset` per position. "learnable": `pe` itself is learned.
     "rope": features are rotated in interleaved pairs; `use_learnable` learns the inverse frequencies. `pe`
-    is (max_len, 1, d_model), as in guide D, or with `batch_first` (1, max_len, d_model), as in E; the input's
-    shape is the same for both. `offset` in the call is the position of the first row. A T longer than
-    `max_len` is a ValueError.
+    is (max_len, 1, d_model), or with `batch_first` (1, max_len, d_model); the input's shape is the same for
+    both. `offset` in the call is the position of the first row. A T longer than `max_len` is a ValueError.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Vector quantisation with a codebook that follows its vectors."""
+"""Vector quantisation with a codebook, trained or a moving average of the vectors."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 
 class Quantized(NamedTuple):
-    """What a quantiser returns.
+    """The output of a quantiser.
 
-    values: the nearest codes (B, C, H, W), with the gradient of what they replace.
-    loss: commitment, and without moving averages the codebook's own.
-    ids: the codes' numbers (B, H * W), row by row.
-    perplexity, usage: exp of the entropy of the codes in this batch; the share of codes it uses.
+    values: the nearest codes (B, C, H, W), with the gradient of the vectors they replace.
+    loss: commitment, and without moving averages the codebook's loss.
+    ids: the codes' indices (B, H * W), row by row.
+    perplexity, usage: exp of the entropy of the codes in this batch; the fraction of codes that it uses.
     """
 
     values: Tensor
@@ -72,24 +72,24 @@ class VectorQuantizer(Module):
         loss = self.commitment * (rows - values.detach()).square().mean()
         if not self.ema:
             loss = loss + (values - rows.detach()).square().mean()
-        chosen = F.one_hot(ids, self.codes).to(rows.dtype)
+        one_hot = F.one_hot(ids, self.codes).to(rows.dtype)
         if self.ema and self.training:
-            self._follow(rows.detach(), chosen, revival)
-        share = chosen.mean(0)
-        perplexity = torch.exp(-(share * (share + 1e-10).log()).sum())
-        usage = (share > 0).to(rows.dtype).mean()
-        through = rows + (values - rows).detach()
-        image = through.view(x.shape[0], *x.shape[2:], -1).movedim(-1, 1)
+            self._update_codebook(rows.detach(), one_hot, revival)
+        frequency = one_hot.mean(0)
+        perplexity = torch.exp(-(frequency * (frequency + 1e-10).log()).sum())
+        usage = (frequency > 0).to(rows.dtype).mean()
+        straight_through = rows + (values - rows).detach()
+        image = straight_through.view(x.shape[0], *x.shape[2:], -1).movedim(-1, 1)
         return Quantized(image, loss, ids.view(x.shape[0], -1), perplexity, usage)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """The codes of a map of numbers: (B, H, W) -> (B, dim, H, W)."""
+        """The codes of a map of indices: (B, H, W) -> (B, dim, H, W)."""
         return self.embed[ids].movedim(-1, 1)
 
-    def _follow(self, rows: Tensor, chosen: Tensor, revival: Tensor | None) -> None:
-        """Move the averages towards the batch, and the codebook with them."""
-        size = self.decay * self.cluster_size + (1 - self.decay) * chosen.sum(0)
-        average = self.decay * self.embed_avg + (1 - self.decay) * chosen.T @ rows
+    def _update_codebook(self, rows: Tensor, one_hot: Tensor, revival: Tensor | None) -> None:
+        """Update the moving averages by the batch, and the codebook with them."""
+        size = self.decay * self.cluster_size + (1 - self.decay) * one_hot.sum(0)
+        average = self.decay * self.embed_avg + (1 - self.decay) * one_hot.T @ rows
         total = size.sum()
         smoothed = (size + self.eps) / (total + self.codes * self.eps) * total
         embed = average / smoothed[:, None]

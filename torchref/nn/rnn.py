@@ -1,10 +1,11 @@
 """torch.nn's RNN, LSTM and GRU, batch-first, with lengths in the call and dropout as a module.
 
-They run layer by layer while dropout acts between layers, so that `drop`'s mask can be replaced, and
+They run layer by layer while dropout acts between layers, so that `drop`'s mask can be injected, and
 through torch's fused path otherwise.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,20 +13,17 @@ from torch import Tensor
 from torch.nn import Dropout
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-
-def length_mask(lengths: Tensor, steps: int) -> Tensor:
-    """True before each length: (B,) -> (B, steps) bool."""
-    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+State = Tensor | tuple[Tensor, ...]
 
 
 class _Recurrent:
-    """What RNN, LSTM and GRU share. Mixed into torch's classes, whose own forward it calls.
+    """The methods that RNN, LSTM and GRU share, mixed into torch's classes, whose forward they call.
 
     x (B, T, input_size), lengths (B,) in [1, T] or None, initial_state as torch's or None
     -> outputs (B, T, hidden_size * dirs), zero at and past the length; final states.
     """
 
-    plain: Any  # torch's class
+    torch_class: Any
     drop: Dropout
     input_size: int
     hidden_size: int
@@ -36,22 +34,23 @@ class _Recurrent:
     bidirectional: bool
     training: bool
 
-    def _run(self, x, lengths, states):
+    def _run(self, x: Tensor, lengths: Tensor | None, states: State | None) -> tuple[Tensor, Any]:
         if self.num_layers == 1 or not self.training or self.dropout == 0:
-            return self._padded(functools.partial(self.plain.forward, self), x, lengths, states)
+            return self._padded(functools.partial(self.torch_class.forward, self), x, lengths, states)
         dirs, final = 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
-            own = slice(layer * dirs, (layer + 1) * dirs)
-            state = _each(states, lambda s, own=own: s[own])
-            x, last = self._padded(self._layer(layer), x, lengths, state)
-            final.append(last)
+            indices = slice(layer * dirs, (layer + 1) * dirs)
+            x, layer_final = self._padded(self._layer(layer), x, lengths, _rows(states, indices))
+            final.append(layer_final)
             if layer < self.num_layers - 1:
                 x = self.drop(x)
-        return x, tuple(map(torch.cat, zip(*final, strict=True))) if isinstance(last, tuple) else torch.cat(
-            final
-        )
+        if isinstance(layer_final, tuple):
+            return x, tuple(map(torch.cat, zip(*final, strict=True)))
+        return x, torch.cat(final)
 
-    def _padded(self, run, x, lengths, state):
+    def _padded(
+        self, run: Callable[..., Any], x: Tensor, lengths: Tensor | None, state: State | None
+    ) -> tuple[Tensor, Any]:
         if lengths is None:
             return run(x, state)
         steps = x.shape[1 if self.batch_first else 0]
@@ -59,11 +58,11 @@ class _Recurrent:
         packed, final = run(packed, state)
         return pad_packed_sequence(packed, self.batch_first, total_length=steps)[0], final
 
-    def _layer(self, layer):
-        """One layer as a function, with this module's own parameters."""
+    def _layer(self, layer: int) -> Callable[[Any, State | None], Any]:
+        """One layer as a function of this module's parameters."""
         width = self.input_size if layer == 0 else self.hidden_size * (2 if self.bidirectional else 1)
         extra = {"nonlinearity": self.nonlinearity} if isinstance(self, RNN) else {}
-        single = self.plain(
+        single = self.torch_class(
             width,
             self.hidden_size,
             bias=self.bias,
@@ -77,16 +76,17 @@ class _Recurrent:
         return lambda x, state: torch.func.functional_call(single, weights, (x, state))
 
 
-def _each(states, function):
+def _rows(states: State | None, indices: slice) -> State | None:
+    """The given rows of every state."""
     if states is None:
         return None
-    return tuple(map(function, states)) if isinstance(states, tuple) else function(states)
+    return tuple(s[indices] for s in states) if isinstance(states, tuple) else states[indices]
 
 
 class RNN(_Recurrent, torch.nn.RNN):
     """h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu (Elman 1990)."""
 
-    plain = torch.nn.RNN
+    torch_class = torch.nn.RNN
 
     def __init__(
         self,
@@ -113,14 +113,14 @@ class RNN(_Recurrent, torch.nn.RNN):
 
     def forward(  # type: ignore[override]
         self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None
-    ):
+    ) -> tuple[Tensor, Tensor]:
         return self._run(x, lengths, initial_state)
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):
     """Gates in the order i, f, g, o (Hochreiter and Schmidhuber 1997); the state is (h, c)."""
 
-    plain = torch.nn.LSTM
+    torch_class = torch.nn.LSTM
 
     def __init__(
         self,
@@ -145,14 +145,14 @@ class LSTM(_Recurrent, torch.nn.LSTM):
 
     def forward(  # type: ignore[override]
         self, x: Tensor, lengths: Tensor | None = None, initial_state: tuple[Tensor, Tensor] | None = None
-    ):
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return self._run(x, lengths, initial_state)
 
 
 class GRU(_Recurrent, torch.nn.GRU):
     """Gates in the order r, z, n; n = tanh(W_in x + b_in + r * (W_hn h + b_hn)) (Cho et al. 2014)."""
 
-    plain = torch.nn.GRU
+    torch_class = torch.nn.GRU
 
     def __init__(
         self,
@@ -177,5 +177,5 @@ class GRU(_Recurrent, torch.nn.GRU):
 
     def forward(  # type: ignore[override]
         self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None
-    ):
+    ) -> tuple[Tensor, Tensor]:
         return self._run(x, lengths, initial_state)

@@ -1,4 +1,4 @@
-"""Guide E's attention, whose projections all heads share, and its transformer block."""
+"""Self-attention whose heads share their projections, and its transformer block."""
 
 import math
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import Dropout, LayerNorm, Linear, Module, ReLU, Sequential
 
-from torchref.nn.attention import expand_mask
+from torchref.nn.masks import expand_mask
 
-HIDDEN = -1e20
+MASKED_SCORE = -1e20
 
 
 class SelfAttention(Module):
-    """values, keys (B, Tk, E) and query (B, Tq, E) -> (B, Tq, E), with guide E's names and order.
+    """values, keys (B, Tk, E) and query (B, Tq, E) -> (B, Tq, E).
 
     Every head goes through the same bias-free `Linear(head_dim, head_dim)`; scores are divided by
-    sqrt(embed_size), after hidden ones were set to -1e20. The mask is (B, Tk), (B, Tq, Tk) or broadcasts to
-    (B, H, Tq, Tk), True = attend; a row with every key hidden is the mean of all values. Heads that do not
+    sqrt(embed_size), after masked ones were set to -1e20. The mask is (B, Tk), (B, Tq, Tk) or broadcasts to
+    (B, H, Tq, Tk), True = may attend; a row with every key masked is the mean of all values. Heads that do not
     divide the width and masks that do not fit are ValueErrors.
     """
 
@@ -39,7 +39,7 @@ class SelfAttention(Module):
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         mask = expand_mask(mask, tuple(scores.shape))
-        scores = scores if mask is None else scores.masked_fill(~mask, HIDDEN)
+        scores = scores if mask is None else scores.masked_fill(~mask, MASKED_SCORE)
         weights = (scores / math.sqrt(self.embed_size)).softmax(-1).to(v.dtype)
         return self.fc_out(torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(query.shape))
 
@@ -48,7 +48,7 @@ class SelfAttention(Module):
 
 
 class SelfAttentionBlock(Module):
-    """Guide E's TransformerBlock: x = dropout(norm1(attention + query)); dropout(norm2(ff(x) + x)).
+    """The block of `SelfAttention`: x = dropout(norm1(attention + query)); dropout(norm2(ff(x) + x)).
 
     value, key (B, Tk, E), query (B, Tq, E), mask -> (B, Tq, E). ff is `forward_expansion` times as wide,
     with ReLU.

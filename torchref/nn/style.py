@@ -1,4 +1,4 @@
-"""Layers of StyleGAN2 under its authors' names. Karras et al. 2020, arXiv:1912.04958."""
+"""Layers of StyleGAN2 under its authors' names (Karras et al. 2020, arXiv:1912.04958)."""
 
 import math
 
@@ -11,7 +11,7 @@ SLOPE, GAIN = 0.2, math.sqrt(2)
 
 
 class ConstantMap(Module):
-    """A learned image, the same for everyone: a batch size -> (B, channels, size, size)."""
+    """A learned image, repeated for every sample: a batch size -> (B, channels, size, size)."""
 
     def __init__(self, channels: int, size: int):
         super().__init__()
@@ -80,7 +80,7 @@ class ModulatedConv2d(Module):
     """A layer of the synthesis network: x (B, C, H, W), w (B, w_dim), noise (B, H', W') -> (B, C', H', W').
 
     The style of w scales the input channels; with `demodulate` each output map is divided by the norm of the
-    weights it came from. With `up` the image is doubled and blurred first. Then noise times `noise_strength`,
+    weights it came from. With `up` the image is upsampled by 2 and blurred first. Then noise times `noise_strength`,
     the bias and a leaky ReLU; a layer without demodulation (to RGB) has only the bias, and a smaller style.
     """
 
@@ -118,10 +118,10 @@ class ModulatedConv2d(Module):
 
 
 class MinibatchStd(Module):
-    """One map more, the spread among images: (B, C, H, W) -> (B, C + 1, H, W).
+    """Appends one map, the standard deviation among images: (B, C, H, W) -> (B, C + 1, H, W).
 
-    The mean over channels and pixels of the standard deviation within groups of `group_size` images; the
-    groups interleave. A group that does not divide the batch is a ValueError.
+    Its value is the mean over channels and pixels of the standard deviation within groups of `group_size`
+    images; the groups interleave. A group that does not divide the batch is a ValueError.
     """
 
     def __init__(self, group_size: int = 4):
@@ -134,8 +134,8 @@ class MinibatchStd(Module):
             raise ValueError(f"a batch of {len(x)} does not divide into groups of {group}")
         grouped = x.reshape(group, -1, *x.shape[1:])
         variance = (grouped - grouped.mean(0)).square().mean(0)
-        spread = (variance + 1e-8).sqrt().mean((1, 2, 3)).repeat(group)
-        return torch.cat((x, spread[:, None, None, None].expand(-1, 1, *x.shape[2:])), 1)
+        deviation = (variance + 1e-8).sqrt().mean((1, 2, 3)).repeat(group)
+        return torch.cat((x, deviation[:, None, None, None].expand(-1, 1, *x.shape[2:])), 1)
 
 
 def leaky(x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def leaky(x: Tensor) -> Tensor:
 def blur_upsample(x: Tensor) -> Tensor:
     """Each axis doubled and smoothed by (1, 3, 3, 1) / 4: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
     for axis in (2, 3):
-        x = torch.stack(_thirds(x, axis), axis + 1).flatten(axis, axis + 1)
+        x = torch.stack(_upsampled(x, axis), axis + 1).flatten(axis, axis + 1)
     return x
 
 
@@ -154,8 +154,8 @@ def blur_downsample(x: Tensor) -> Tensor:
     """Each axis smoothed by (1, 3, 3, 1) / 8 and halved: (B, C, H, W) -> (B, C, H / 2, W / 2); even sizes."""
     for axis in (2, 3):
         even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
-        before, after = _neighbours(odd, axis)[0], _neighbours(even, axis)[1]
-        x = (before + 3 * even + 3 * odd + after) / 8
+        previous, following = _neighbours(odd, axis)[0], _neighbours(even, axis)[1]
+        x = (previous + 3 * even + 3 * odd + following) / 8
     return x
 
 
@@ -164,15 +164,15 @@ def normalize_second_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
-def _thirds(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The even and the odd places of the doubled axis."""
-    before, after = _neighbours(x, axis)
-    return (before + 3 * x) / 4, (3 * x + after) / 4
+def _upsampled(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The even and the odd elements of the doubled axis."""
+    previous, following = _neighbours(x, axis)
+    return (previous + 3 * x) / 4, (3 * x + following) / 4
 
 
 def _neighbours(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """What stands before and after each place of an axis; zeros beyond the ends."""
+    """The elements before and after each element of an axis; zeros beyond the ends."""
     zero = torch.zeros_like(x.narrow(axis, 0, 1))
     n = x.shape[axis] - 1
-    before = torch.cat((zero, x.narrow(axis, 0, n)), axis)
-    return before, torch.cat((x.narrow(axis, 1, n), zero), axis)
+    previous = torch.cat((zero, x.narrow(axis, 0, n)), axis)
+    return previous, torch.cat((x.narrow(axis, 1, n), zero), axis)

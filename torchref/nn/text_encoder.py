@@ -1,4 +1,4 @@
-"""The encoder that guides A and B put under their text models, and guide B's settings of it."""
+"""The transformer encoder of the text models, and its settings."""
 
 import functools
 import math
@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from torchref.nn.activation import Function
 from torchref.nn.init import initialized
-from torchref.nn.pooling import valid_steps
+from torchref.nn.masks import valid_steps
 from torchref.nn.position import PositionalEncoding
-from torchref.nn.transformer import TransformerBlock
+from torchref.nn.transformer import TransformerBlock, TransformerBlockConfig
 
 # Token counts of the tokenizers that a model_name stands for.
 VOCABULARIES = {
@@ -32,7 +32,7 @@ class TextEncoder(Module):
 
     Embeddings N(0, 0.02^2), times sqrt(d_model), plus sinusoids; `use_relative_pos` adds the relative
     positions of Shaw et al. 2018. Linear weights start as `initialization` says, biases at zero.
-    `use_layer_norm`, `use_residual`: see TransformerBlock. `gradient_checkpointing` computes activations
+    `use_layer_norm`, `use_residual`: see TransformerBlockConfig. `gradient_checkpointing` computes activations
     again in the backward pass (Chen et al. 2016): the numbers are the same. Unknown names, T beyond
     `max_len` and a mask of another shape are ValueErrors, ids outside the vocabulary an IndexError.
     """
@@ -57,18 +57,10 @@ class TextEncoder(Module):
         self.d_model, self.gradient_checkpointing = d_model, gradient_checkpointing
         self.word_embedding = initialized(Embedding(vocab_size, d_model), "normal")
         self.positional_encoding = PositionalEncoding(d_model, max_len, dropout)
+        config = TransformerBlockConfig(use_layer_norm=use_layer_norm, use_residual=use_residual)
         self.layers: Any = ModuleList(
             [
-                TransformerBlock(
-                    d_model,
-                    n_heads,
-                    d_ff,
-                    dropout,
-                    activation,
-                    use_relative_pos,
-                    use_layer_norm=use_layer_norm,
-                    use_residual=use_residual,
-                )
+                TransformerBlock(d_model, n_heads, d_ff, dropout, activation, use_relative_pos, config)
                 for _ in range(n_layers)
             ]
         )
@@ -85,7 +77,7 @@ class TextEncoder(Module):
 
 @dataclass(frozen=True)
 class CustomModelConfig:
-    """Guide B's settings. `model_name` names the tokenizer: where `vocab_size` is None it is that one's."""
+    """Settings of a text model. `model_name` names the tokenizer, which gives `vocab_size` where that is None."""
 
     model_name: str
     num_classes: int
@@ -102,14 +94,14 @@ class CustomModelConfig:
     vocab_size: int | None = None
     pooling_strategy: str = "cls"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.vocab_size is None and self.model_name not in VOCABULARIES:
             raise ValueError(
                 f"unknown model_name {self.model_name!r}: set vocab_size; known: {', '.join(VOCABULARIES)}"
             )
 
     def encoder(self) -> TextEncoder:
-        """The encoder of these settings; its feed-forward nets are four times as wide as the model."""
+        """The encoder of these settings; its feed-forward networks are four times as wide as the model."""
         return TextEncoder(
             self.vocab_size or VOCABULARIES[self.model_name],
             self.hidden_size,

@@ -33,7 +33,7 @@ def conv_norm_activation(
     momentum: float = 0.1,
 ) -> Sequential:
     """torchvision's Conv2dNormActivation: a convolution that keeps the size but for its stride, batch norm,
-    and an activation if there is one; 0, 1 and 2 by name."""
+    and an optional activation, with the names 0, 1 and 2."""
     layers: list[Module] = [
         Conv2d(
             in_channels,
@@ -68,8 +68,8 @@ class StochasticDepth(Module):
         self.dropout = Dropout(p)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = torch.ones((x.shape[0], *(1,) * (x.ndim - 1)), dtype=x.dtype, device=x.device)
-        return x * self.dropout(kept)
+        ones = torch.ones((x.shape[0], *(1,) * (x.ndim - 1)), dtype=x.dtype, device=x.device)
+        return x * self.dropout(ones)
 
 
 class SqueezeExcitation(Module):
@@ -92,7 +92,7 @@ class SqueezeExcitation(Module):
 
 
 class DepthwiseSeparableConv(Module):
-    """A 3x3 convolution of each channel, then a 1x1 convolution of all (guide E; Chollet 2016, arXiv:1610.02357).
+    """A 3x3 convolution of each channel, then a 1x1 convolution of all (Chollet 2016, arXiv:1610.02357).
 
     (B, in_ch, H, W) -> (B, out_ch, H / stride, W / stride).
     """
@@ -107,7 +107,7 @@ class DepthwiseSeparableConv(Module):
 
 
 class AttentionConv(Module):
-    """A 3x3 convolution scaled at each place by the sigmoid of a 1x1 convolution (guide E).
+    """A 3x3 convolution scaled at each pixel by the sigmoid of a 1x1 convolution.
 
     (B, in_ch, H, W) -> (B, out_ch, H / stride, W / stride).
     """
@@ -122,7 +122,7 @@ class AttentionConv(Module):
 
 
 class SpatialAttention(Module):
-    """Places scaled by a convolution of their channels' mean and maximum (Woo et al. 2018, arXiv:1807.06521).
+    """Pixels scaled by a convolution of their channels' mean and maximum (Woo et al. 2018, arXiv:1807.06521).
 
     (B, C, H, W) -> the same.
     """
@@ -134,8 +134,8 @@ class SpatialAttention(Module):
         self.conv = Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, largest = x.mean(1, keepdim=True), x.max(1, keepdim=True).values
-        return x * self.conv(torch.cat([mean, largest], 1)).sigmoid()
+        mean, maximum = x.mean(1, keepdim=True), x.max(1, keepdim=True).values
+        return x * self.conv(torch.cat([mean, maximum], 1)).sigmoid()
 
 
 class ChannelAttention(Module):
@@ -163,7 +163,7 @@ class ChannelAttention(Module):
 
 
 class CBAM(Module):
-    """Attention over channels, then over places (Woo et al. 2018, arXiv:1807.06521).
+    """Attention over channels, then over pixels (Woo et al. 2018, arXiv:1807.06521).
 
     (B, C, H, W) -> the same.
     """
@@ -178,7 +178,7 @@ class CBAM(Module):
 
 
 class DynamicConv2d(Module):
-    """A convolution whose kernel is mixed from several, for each sample by its own attention.
+    """A convolution whose kernel is mixed from several, for each sample by an attention over them.
 
     Chen et al. 2019, arXiv:1912.03458. (B, in_channels, H, W) -> (B, out_channels, H', W'). `temperature`
     flattens the softmax over the kernels; the paper lowers it from 30 to 1 in the first epochs, by the

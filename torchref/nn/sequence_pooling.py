@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
+from torchref.nn.masks import valid_steps
+
 POOLINGS = ("mean", "max", "cls", "attention")
 
 
@@ -29,26 +31,8 @@ class Pooling(Module):
         if self.attn is not None:
             scores = self.attn(x)[..., 0].masked_fill(~valid, torch.finfo(x.dtype).min)
             return torch.einsum("bt,btd->bd", scores.softmax(-1), x)
-        wide, some = valid[..., None], valid.any(1)[:, None]
+        valid_features, some = valid[..., None], valid.any(1)[:, None]
         if self.strategy == "max":
-            first = x.masked_fill(~wide, torch.finfo(x.dtype).min).argmax(1, keepdim=True)
+            first = x.masked_fill(~valid_features, torch.finfo(x.dtype).min).argmax(1, keepdim=True)
             return x.gather(1, first)[:, 0].masked_fill(~some, 0)
-        return x.masked_fill(~wide, 0).sum(1) / wide.sum(1).clamp(min=1).to(x.dtype)
-
-
-def valid_steps(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The mask (B, T) of x (B, T, ...) or of ids (B, T) as booleans; all True if there is none."""
-    if mask is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if mask.shape != x.shape[:2]:
-        raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit, it must be {tuple(x.shape[:2])}")
-    return as_bool(mask)
-
-
-def as_bool(mask: Tensor) -> Tensor:
-    """A mask of booleans or integers as booleans; floats, which may be meant to be added, are a ValueError."""
-    if mask.is_floating_point():
-        raise ValueError(
-            f"a mask must be bool or integers, 1 where attention is allowed, not {mask.dtype}: give mask > 0"
-        )
-    return mask != 0
+        return x.masked_fill(~valid_features, 0).sum(1) / valid_features.sum(1).clamp(min=1).to(x.dtype)

@@ -1,8 +1,8 @@
-"""The convolution of `Conv1d` and `Conv2d` as a bilinear primitive, lowered to XLA's own, or by hand on one CPU.
+"""The convolution of `Conv1d` and `Conv2d` as a bilinear primitive.
 
 An output, an image's gradient and a kernel's gradient are each bilinear in the other two, so three primitives
 are closed under differentiation of every order and mode. All lower to `jax.lax.conv_general_dilated` and its
-transposes, but for programs of one CPU: there `convolution_cpu` is many times faster than XLA's loops.
+transposes, except in programs of one CPU: there `convolution_cpu` is many times faster than XLA's loops.
 """
 
 import math
@@ -16,8 +16,10 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError
-from jaxarch.nn import convolution_cpu
-from jaxarch.nn.convolution_cpu import Axes, Rule, Window
+from jaxarch.nn.kernels import convolution_cpu
+from jaxarch.nn.kernels.convolution_cpu import Rule
+from jaxarch.nn.kernels.switches import is_enabled
+from jaxarch.nn.kernels.windows import Axes, Window, positions
 
 DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
@@ -29,7 +31,7 @@ def convolve(
     padding: tuple[tuple[int, int], ...],
     dilation: Axes | None = None,
     groups: int = 1,
-) -> Float[Array, "b *places o"]:
+) -> Float[Array, "b *positions o"]:
     """Cross-correlation of a signal or image with a kernel of i / groups channels, as torch's convolutions.
 
     Raises:
@@ -43,18 +45,19 @@ def convolve(
         dilation or (1,) * len(stride),
         groups,
     )
-    places = (
-        (n + sum(pads) - d * (k - 1) - 1) // s + 1
+    counts = (
+        positions(n + sum(pads), k, s, d)
         for n, k, s, pads, d in zip(x.shape[1:-1], kernel.shape, *window[:3], strict=False)
     )
-    static: dict[str, Any] = {"window": window, "shape": (len(x), *places, kernel.shape[-1])}
-    if jax.sharding.get_abstract_mesh().manual_axes:
-        # Within shard_map JAX's own knows over which devices its gradients are to be summed.
-        return _plain_output(x, kernel, **static)
+    static: dict[str, Any] = {"window": window, "shape": (len(x), *counts, kernel.shape[-1])}
+    # Within shard_map only JAX's own convolution knows which devices its gradients are summed over.
+    if not is_enabled("convolution") or jax.sharding.get_abstract_mesh().manual_axes:
+        return plain_output(x, kernel, **static)
     return _output.bind(x, kernel, **static)
 
 
-def _plain_output(x: Array, kernel: Array, window: Window, shape: Axes) -> Array:
+def plain_output(x: Array, kernel: Array, window: Window, shape: Axes) -> Array:
+    """The convolution by XLA."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -66,41 +69,41 @@ def _plain_output(x: Array, kernel: Array, window: Window, shape: Axes) -> Array
     )
 
 
-def _plain_image(y: Array, kernel: Array, window: Window, shape: Axes) -> Array:
-    """What `y`, the gradient of an output, says of the image of the given shape."""
-    forward = partial(_plain_output, kernel=kernel, window=window, shape=y.shape)
+def plain_image_gradient(y: Array, kernel: Array, window: Window, shape: Axes) -> Array:
+    """The gradient with respect to the image of the given shape, by XLA; y is the output's gradient."""
+    forward = partial(plain_output, kernel=kernel, window=window, shape=y.shape)
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, y.dtype))(y)[0]
 
 
-def _plain_kernel(x: Array, y: Array, window: Window, shape: Axes) -> Array:
-    """What `y`, the gradient of an output, says of the kernel of the given shape."""
-    forward = partial(_plain_output, x, window=window, shape=y.shape)
+def plain_kernel_gradient(x: Array, y: Array, window: Window, shape: Axes) -> Array:
+    """The gradient with respect to the kernel of the given shape, by XLA; y is the output's gradient."""
+    forward = partial(plain_output, x, window=window, shape=y.shape)
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, y.dtype))(y)[0]
 
 
 @cache
-def _eager(primitive: Primitive, **static: Any) -> Callable[..., Array]:
+def _compiled(primitive: Primitive, **static: Any) -> Callable[..., Array]:
     return jax.jit(partial(primitive.bind, **static))
 
 
-def _primitive(name: str, plain: Callable[..., Array], by_hand: Rule) -> Primitive:
-    """A primitive of two arrays; its result has the first one's dtype and the shape that it is told."""
+def _primitive(name: str, plain: Callable[..., Array], on_cpu: Rule) -> Primitive:
+    """A primitive of two arrays; its result has the first one's dtype and the shape of its parameter."""
     primitive = Primitive(name)
 
     def on_one_cpu(a: Array, b: Array, **static: Any) -> Array:
-        result = by_hand(a, b, **static)
+        result = on_cpu(a, b, **static)
         return plain(a, b, **static) if result is None else result
 
     def lower_for_cpu(context: Any, *operands: Any, **static: Any) -> Any:
-        # The loops written by hand run over the batch, which a partitioner would have to gather first.
-        alone = getattr(context.module_context.axis_context, "num_devices", None) == 1
-        lower = mlir.lower_fun(on_one_cpu if alone else plain, multiple_results=False)
+        # The CPU's loops run over the batch, which a partitioner would have to gather first.
+        single = getattr(context.module_context.axis_context, "num_devices", None) == 1
+        lower = mlir.lower_fun(on_one_cpu if single else plain, multiple_results=False)
         return lower(context, *operands, **static)
 
     def batched(args: Any, axes: Any, **static: Any) -> tuple[Array, int]:
         return jax.vmap(partial(plain, **static), in_axes=axes)(*args), 0
 
-    primitive.def_impl(lambda *args, **static: _eager(primitive, **static)(*args))
+    primitive.def_impl(lambda *args, **static: _compiled(primitive, **static)(*args))
     primitive.def_abstract_eval(lambda a, b, *, window, shape: a.update(shape=shape))
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
@@ -108,9 +111,10 @@ def _primitive(name: str, plain: Callable[..., Array], by_hand: Rule) -> Primiti
     return primitive
 
 
-_output = _primitive("convolution", _plain_output, convolution_cpu.output)
-_image = _primitive("convolution_image_gradient", _plain_image, convolution_cpu.image_gradient)
-_kernel = _primitive("convolution_kernel_gradient", _plain_kernel, convolution_cpu.kernel_gradient)
+_output = _primitive("convolution", plain_output, convolution_cpu.output)
+_image = _primitive("convolution_image_gradient", plain_image_gradient, convolution_cpu.image_gradient)
+_kernel = _primitive("convolution_kernel_gradient", plain_kernel_gradient, convolution_cpu.kernel_gradient)
+PRIMITIVES = (_output, _image, _kernel)
 
 ad.defbilinear(
     _output,

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Shaped
 
-from jaxarch.errors import DataError, unknown
+from jaxarch.errors import unknown
 from jaxarch.nn.linear import Linear
+from jaxarch.nn.masks import valid_steps
 from jaxarch.nn.module import Module
 
 POOLINGS = ("mean", "max", "cls", "attention")
@@ -30,42 +31,18 @@ class Pooling(Module):
         self.strategy = strategy
         self.attn = Linear(d_model, 1, rngs=rngs) if strategy == "attention" else nnx.data(None)
 
-    def __call__(self, x: Float[Array, "b t d"], mask: Array | None = None) -> Float[Array, "b d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], mask: Shaped[Array, "..."] | None = None
+    ) -> Float[Array, "b d"]:
         if self.strategy == "cls":
             return x[:, 0]
         valid = valid_steps(x, mask)
         if self.attn is not None:
             scores = jnp.where(valid, self.attn(x)[..., 0], jnp.finfo(x.dtype).min)
             return jnp.einsum("bt,btd->bd", jax.nn.softmax(scores), x)
-        wide, some = valid[..., None], valid.any(1)[:, None]
+        valid_features, some = valid[..., None], valid.any(1)[:, None]
         if self.strategy == "max":
             # The gradient of max compares x with it; XLA may round the two differently when it fuses them.
-            first = jnp.where(wide, x, jnp.finfo(x.dtype).min).argmax(1, keepdims=True)
+            first = jnp.where(valid_features, x, jnp.finfo(x.dtype).min).argmax(1, keepdims=True)
             return jnp.where(some, jnp.take_along_axis(x, first, 1)[:, 0], 0)
-        return jnp.where(wide, x, 0).sum(1) / jnp.maximum(wide.sum(1), 1).astype(x.dtype)
-
-
-def valid_steps(x: Array, mask: Array | None) -> Bool[Array, "b t"]:
-    """The mask (B, T) of x (B, T, ...) or of ids (B, T) as booleans; all True if there is none.
-
-    Raises:
-        DataError: it has another shape.
-    """
-    if mask is None:
-        return jnp.ones(x.shape[:2], bool)
-    if mask.shape != x.shape[:2]:
-        raise DataError(f"a mask of shape {tuple(mask.shape)} does not fit, it must be {tuple(x.shape[:2])}")
-    return as_bool(mask)
-
-
-def as_bool(mask: Array) -> Bool[Array, "..."]:
-    """A mask of booleans or integers as booleans.
-
-    Raises:
-        DataError: it has floats, which may be meant to be added to scores.
-    """
-    if mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.integer):
-        raise DataError(
-            f"a mask must be bool or integers, 1 where attention is allowed, not {mask.dtype}: give mask > 0"
-        )
-    return mask if mask.dtype == bool else mask != 0
+        return jnp.where(valid_features, x, 0).sum(1) / jnp.maximum(valid_features.sum(1), 1).astype(x.dtype)

@@ -1,0 +1,53 @@
+"""Masks, True where an element is valid or may be attended to: checked, as booleans, in the shape a layer needs."""
+
+import torch
+from torch import Tensor
+
+
+def as_bool(mask: Tensor) -> Tensor:
+    """A mask of booleans or integers as booleans; floats, which may be meant to be added, are a ValueError."""
+    if mask.is_floating_point():
+        raise ValueError(
+            f"a mask must be bool or integers, 1 where attention is allowed, not {mask.dtype}: give mask > 0"
+        )
+    return mask != 0
+
+
+def valid_steps(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask (B, T) of x (B, T, ...) or of ids (B, T) as booleans; all True if there is none."""
+    if mask is None:
+        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit, it must be {tuple(x.shape[:2])}")
+    return as_bool(mask)
+
+
+def length_mask(lengths: Tensor, steps: int) -> Tensor:
+    """True before each length: (B,) -> (B, steps) bool."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def key_mask(mask: Tensor | None, k: Tensor) -> Tensor | None:
+    """A mask (B, Tk) as booleans; any other is a ValueError."""
+    if mask is None:
+        return None
+    if mask.shape != (k.shape[0], k.shape[2]):
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(len(k), k.shape[2])}"
+        )
+    return as_bool(mask)
+
+
+def expand_mask(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """A mask (B, Tk), (B, Tq, Tk) or of 4 axes as booleans that broadcast to `shape`, (B, H, Tq, Tk)."""
+    if mask is None:
+        return None
+    expanded = mask
+    if mask.ndim in (2, 3):
+        expanded = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
+    if expanded.ndim != 4 or any(n not in (1, m) for n, m in zip(expanded.shape, shape, strict=True)):
+        b, _, q, k = shape
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} does not fit, it must be {(b, k)} or {(b, q, k)}"
+        )
+    return as_bool(expanded)
