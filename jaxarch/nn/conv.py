@@ -197,7 +197,7 @@ def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
         )
 
 
-def check_channels(x: Array, channels: int) -> None:
+def check_channels(x: Float[Array, "*batch c"], channels: int) -> None:
     """Raise a DataError unless the last axis holds the channels."""
     if x.shape[-1] != channels:
         raise DataError(f"x of shape {x.shape} has {x.shape[-1]} channels last, the layer needs {channels}")

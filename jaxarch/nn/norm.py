@@ -230,7 +230,9 @@ def standardize(x: Float[Array, "*shape"], axes: tuple[int, ...], eps: float) ->
     return (centred * jax.lax.rsqrt(var + eps)).astype(x.dtype)
 
 
-def apply_affine(y: Array, weight: nnx.Variable | None, bias: nnx.Variable | None) -> Array:
+def apply_affine(
+    y: Float[Array, "*shape"], weight: nnx.Variable | None, bias: nnx.Variable | None
+) -> Float[Array, "*shape"]:
     """y * weight + bias, each only where the layer has it."""
     y = y if weight is None else y * weight[...].astype(y.dtype)
     return y if bias is None else y + bias[...].astype(y.dtype)

@@ -56,7 +56,9 @@ def convolve(
     return _output.bind(x, kernel, **static)
 
 
-def plain_output(x: Array, kernel: Array, window: Window, shape: Axes) -> Array:
+def plain_output(
+    x: Float[Array, "b *space i"], kernel: Float[Array, "*window j o"], window: Window, shape: Axes
+) -> Float[Array, "b *positions o"]:
     """The convolution by XLA."""
     return jax.lax.conv_general_dilated(
         x,
@@ -69,13 +71,17 @@ def plain_output(x: Array, kernel: Array, window: Window, shape: Axes) -> Array:
     )
 
 
-def plain_image_gradient(y: Array, kernel: Array, window: Window, shape: Axes) -> Array:
+def plain_image_gradient(
+    y: Float[Array, "b *positions o"], kernel: Float[Array, "*window j o"], window: Window, shape: Axes
+) -> Float[Array, "b *space i"]:
     """The gradient with respect to the image of the given shape, by XLA; y is the output's gradient."""
     forward = partial(plain_output, kernel=kernel, window=window, shape=y.shape)
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, y.dtype))(y)[0]
 
 
-def plain_kernel_gradient(x: Array, y: Array, window: Window, shape: Axes) -> Array:
+def plain_kernel_gradient(
+    x: Float[Array, "b *space i"], y: Float[Array, "b *positions o"], window: Window, shape: Axes
+) -> Float[Array, "*window j o"]:
     """The gradient with respect to the kernel of the given shape, by XLA; y is the output's gradient."""
     forward = partial(plain_output, x, window=window, shape=y.shape)
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, y.dtype))(y)[0]

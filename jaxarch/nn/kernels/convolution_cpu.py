@@ -13,7 +13,7 @@ from functools import partial, reduce, wraps
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.kernels.windows import Axes, Window, span, window_slices
@@ -49,7 +49,9 @@ def for_signals_too(*height_axes: int) -> Callable[[Rule], Rule]:
 
 
 @for_signals_too(1, 0, 1)
-def output(x: Array, kernel: Array, window: Window, shape: Axes) -> Array | None:
+def output(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k l j o"], window: Window, shape: Axes
+) -> Float[Array, "b u v o"] | None:
     """The convolution; shape is y's."""
     if window.is_pointwise(kernel.shape):
         return (pixels(subsample(x, window.stride)) @ kernel[0, 0]).reshape(shape)
@@ -64,7 +66,9 @@ def output(x: Array, kernel: Array, window: Window, shape: Axes) -> Array | None
 
 
 @for_signals_too(1, 0, 1)
-def image_gradient(y: Array, kernel: Array, window: Window, shape: Axes) -> Array | None:
+def image_gradient(
+    y: Float[Array, "b u v o"], kernel: Float[Array, "k l j o"], window: Window, shape: Axes
+) -> Float[Array, "b h w i"] | None:
     """The gradient with respect to the image, of the given shape; y is the output's gradient."""
     if window.is_pointwise(kernel.shape):
         x = lax.dot_general(pixels(y), kernel[0, 0], (((1,), (1,)), ((), ()))).reshape(*y.shape[:3], -1)
@@ -79,7 +83,9 @@ def image_gradient(y: Array, kernel: Array, window: Window, shape: Axes) -> Arra
 
 
 @for_signals_too(1, 1, 0)
-def kernel_gradient(x: Array, y: Array, window: Window, shape: Axes) -> Array | None:
+def kernel_gradient(
+    x: Float[Array, "b h w i"], y: Float[Array, "b u v o"], window: Window, shape: Axes
+) -> Float[Array, "k l j o"] | None:
     """The gradient with respect to the kernel, of the given shape; y is the output's gradient."""
     if window.is_pointwise(shape):
         return contract(pixels(subsample(x, window.stride)), pixels(y)).reshape(shape)
@@ -90,7 +96,9 @@ def kernel_gradient(x: Array, y: Array, window: Window, shape: Axes) -> Array | 
     return None
 
 
-def depthwise_image_gradient(y: Array, kernel: Array, window: Window, shape: Axes) -> Array:
+def depthwise_image_gradient(
+    y: Float[Array, "b u v o"], kernel: Float[Array, "k l j o"], window: Window, shape: Axes
+) -> Float[Array, "b h w i"]:
     """`image_gradient` of a depthwise kernel: each phase of the stride is a convolution of its own."""
     _, (rows, columns) = padded_size(shape, window)
     taps = list(window.taps(kernel.shape))
@@ -112,7 +120,9 @@ def depthwise_image_gradient(y: Array, kernel: Array, window: Window, shape: Axe
     return x[:, top : top + shape[1], start : start + shape[2]]
 
 
-def depthwise_kernel_gradient(x: Array, y: Array, window: Window, shape: Axes) -> Array:
+def depthwise_kernel_gradient(
+    x: Float[Array, "b h w i"], y: Float[Array, "b u v o"], window: Window, shape: Axes
+) -> Float[Array, "k l j o"]:
     """`kernel_gradient` of a depthwise kernel: row by row, the products of all taps are accumulated at once."""
     split, (b, u, v, c) = phases(x, window), y.shape
     taps = list(window.taps(shape))
@@ -130,7 +140,9 @@ def depthwise_kernel_gradient(x: Array, y: Array, window: Window, shape: Axes) -
     return jnp.stack([s.sum(0) for s in sums]).reshape(shape)
 
 
-def dense_kernel_gradient(x: Array, y: Array, window: Window, shape: Axes) -> Array:
+def dense_kernel_gradient(
+    x: Float[Array, "b h w i"], y: Float[Array, "b u v o"], window: Window, shape: Axes
+) -> Float[Array, "k l j o"]:
     """`kernel_gradient` of an ungrouped kernel: patches of a few rows, or of a few images, times the output there."""
     b, u, v, _ = y.shape
     x = materialized(jnp.pad(x, ((0, 0), *window.padding, (0, 0))))
@@ -161,7 +173,7 @@ def padded_size(shape: Axes, window: Window) -> tuple[Axes, Axes]:
     return tuple(n * s for n, s in zip(strides, window.stride, strict=True)), strides
 
 
-def phases(x: Array, window: Window) -> Array:
+def phases(x: Float[Array, "b h w i"], window: Window) -> Float[Array, "b m s n t i"]:
     """A padded image with its axes cut into strides: (B, H / s, s, W / t, t, I), for contiguous slices."""
     sizes, (rows, columns) = padded_size(x.shape, window)
     ends = (
@@ -176,17 +188,17 @@ materialized = lax.optimization_barrier  # or the compiler would pad anew in eve
 total = partial(reduce, operator.add)
 
 
-def pixels(x: Array) -> Array:
+def pixels(x: Float[Array, "b h w i"]) -> Float[Array, "n i"]:
     """(B, H, W, C) as (B * H * W, C)."""
     return x.reshape(-1, x.shape[-1])
 
 
-def subsample(x: Array, stride: Axes) -> Array:
+def subsample(x: Float[Array, "b h w i"], stride: Axes) -> Float[Array, "b m n i"]:
     """Every stride-th pixel of both axes."""
     return x[:, :: stride[0], :: stride[1]]
 
 
-def contract(a: Array, b: Array) -> Array:
+def contract(a: Float[Array, "n i"], b: Float[Array, "n o"]) -> Float[Array, "i o"]:
     """a.T @ b"""
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
 

@@ -92,7 +92,7 @@ def segment_exp(
     *,
     indices_are_sorted: bool,
 ) -> tuple[Float[Array, "e *f"], Float[Array, "s *f"] | None, Float[Array, "s *f"]]:
-    """What `segment_softmax` divides: of the rows, of `own` or None, and their sum, 1 in an empty segment."""
+    """The numerators of `segment_softmax`, of the rows and of `own` or None, and their sum, 1 in an empty segment."""
     upcast = logits.astype(accumulation_dtype(logits.dtype))
     if mask is not None:
         upcast = jnp.where(_broadcast(mask, upcast), upcast, -jnp.inf)
