@@ -1,4 +1,4 @@
-"""Arrays of numpy and JAX and tensors of torch, bit for bit the same."""
+"""Conversion between arrays of numpy and JAX and tensors of torch, bit for bit."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """A torch tensor or an array as numpy; bfloat16, which `.numpy()` refuses, goes through its bits."""
+    """A torch tensor or an array as numpy; bfloat16, which `.numpy()` does not know, by its bits."""
     if type(value).__module__.split(".")[0] == "torch":
         import torch
 
@@ -18,8 +18,8 @@ def as_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def as_tensor(value: np.ndarray):
-    """A numpy array as a torch tensor of the same bits."""
+def as_tensor(value: np.ndarray) -> Any:
+    """A numpy array as a torch tensor of the same bits, on the CPU."""
     import torch
 
     value = np.array(value, order="C")  # torch must own writable memory

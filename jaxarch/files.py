@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all.
+"""Files that are written whole or not at all.
 
 A file is written under a temporary name in the same folder and renamed when complete.
 """
@@ -17,7 +17,7 @@ def write_whole(path: Path, write: Callable[[str], Any]) -> None:
     """Call `write` with a temporary name in the same folder, then move the result to `path`.
 
     Raises:
-        ConversionError: the file could not be written; `path` is as it was and no temporary file is left.
+        ConversionError: the file could not be written; `path` is unchanged and no temporary file is left.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

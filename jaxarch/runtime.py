@@ -1,4 +1,4 @@
-"""How this process is set up: its memory and the devices that JAX opens."""
+"""Set-up of the process: its memory allocator, and the devices that JAX opens."""
 
 import ctypes
 import os
@@ -8,12 +8,13 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, for its next blocks; True where the C library is told to.
+    """Make the C library keep freed memory for later allocations; True if the settings were made.
 
-    XLA's CPU backend takes its scratch memory anew in every step, gigabytes for a large model, and the C library
-    gives blocks of that size back to the system at once: clearing the new pages can take half of a step. The
-    command line calls this as it starts; call it before the first array in programs of your own that train on
-    a CPU. glibc alone knows these settings, and those that the environment makes are left alone.
+    XLA's CPU backend allocates its scratch memory anew in every step, gigabytes for a large model, and the C library
+    returns blocks of that size to the system at once: clearing the new pages can take half of a step. The
+    command line calls this as it starts; call it before the first array in your own programs that train on a
+    CPU. Only glibc has these settings, and settings of the environment (MALLOC_*, GLIBC_TUNABLES) take
+    precedence.
     """
     if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -25,7 +26,7 @@ def keep_freed_memory() -> bool:
 
 
 def configure_jax(*, cpu: bool = False, x64: bool = False, devices: int = 0) -> None:
-    """Settings that must be made before JAX opens its devices.
+    """Set what must be set before JAX opens its devices.
 
     Args:
         cpu: use the CPU even where an accelerator is present.

@@ -1,36 +1,46 @@
-"""What a page under configs/ must satisfy. Standard library only."""
+"""What a page under configs/ may say, and the checks of it. Standard library only."""
 
 import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from jaxarch.errors import UsageError, unknown
 
 FAMILIES = ("transformer", "sequence", "vision", "generative", "graph")
 
-# kind -> (is floating, torch's channel axis that is the last in JAX, or 0 where the axes stay)
-KINDS: Mapping[str, tuple[bool, int]] = {
-    "features": (True, 0),  # (B, F) or (B, T, F)
-    "image": (True, 1),  # torch (B, C, H, W), JAX (B, H, W, C)
-    "signal": (True, 1),  # torch (B, C, T), JAX (B, T, C)
-    "video": (True, 2),  # torch (B, T, C, H, W), JAX (B, T, H, W, C)
-    "noise": (True, 0),
-    "time": (True, 0),
-    "tokens": (False, 0),  # ids in [0, high)
-    "labels": (False, 0),  # ids in [0, high), some of them -100
-    "lengths": (False, 0),  # in [1, high], unsorted, both ends taken
-    "edges": (False, 0),  # (2, E) node ids in [0, high), source above target
-    "sizes": (False, 0),  # nodes of each graph of a batch, high in all
-    "mask": (False, 0),  # bool, a prefix of True per row
+Built = TypeVar("Built")
+
+
+class Kind(NamedTuple):
+    """A kind of array: whether it is floating, and torch's channel dim, which JAX has last; 0 if both have one
+    order of dims."""
+
+    floating: bool
+    channel_dim: int
+
+
+KINDS: Mapping[str, Kind] = {
+    "features": Kind(True, 0),  # (B, F) or (B, T, F)
+    "image": Kind(True, 1),  # torch (B, C, H, W), JAX (B, H, W, C)
+    "signal": Kind(True, 1),  # torch (B, C, T), JAX (B, T, C)
+    "video": Kind(True, 2),  # torch (B, T, C, H, W), JAX (B, T, H, W, C)
+    "noise": Kind(True, 0),
+    "time": Kind(True, 0),
+    "tokens": Kind(False, 0),  # ids in [0, high)
+    "labels": Kind(False, 0),  # ids in [0, high), some of them -100
+    "lengths": Kind(False, 0),  # in [1, high], unsorted, both bounds occur
+    "edges": Kind(False, 0),  # (2, E) node ids in [0, high), each source greater than its target
+    "sizes": Kind(False, 0),  # nodes of each graph of a batch, in sum high
+    "mask": Kind(False, 0),  # bool, left-aligned: each row begins with all of its True
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One argument of a model's call, as the harness draws it.
+    """One argument of a model's call, as the parity harness draws it.
 
     `shape` is torch's; a string in `shape` or `high` names a constructor argument of the variant.
     """
@@ -39,20 +49,31 @@ class Input:
     shape: tuple[int | str, ...]
     high: int | str = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown("input kind", self.kind, KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a page trains its model. Every field can be set by `--set train.FIELD=VALUE`.
+    """How a page trains its model. Every field but `updates` can be set by `--set train.FIELD=VALUE`.
 
-    `None` takes the value from the model's own config object if it has a field of that name
-    (`ModelConfig.learning_rate`, ...), and otherwise the default in `train.loop`. `options` are those of the
-    data, the other options those of the task, the optimizer, the schedule; `updates` sets optimizer fields for
-    single updates of a task that has several (`[train.updates.critic] learning_rate = 4e-4`). `init` is where
-    the weights start, `adapters` are what trains in their place: see `train.finetune`.
+    None takes the value from the model's own config object if it has a field of that name
+    (`ModelConfig.learning_rate`, ...), and otherwise from `train.recipe.DEFAULTS`.
+
+    Attributes:
+        variant: the variant that is trained if none is named.
+        max_grad_norm: bound of the global norm of the gradient; 0 for none.
+        ema: decay of the exponential moving average of the parameters, which is evaluated; 0 for none.
+        monitor: write statistics of gradients, updates and activations at every evaluation.
+        accumulate: the parts a batch is computed in, one after another.
+        save_every: steps between checkpoints; 0 for `eval_every`.
+        patience: stop after that many evaluations without a better score; 0 for never.
+        init: a folder of weights to start from, see `train.finetune.starting_weights`.
+        adapters: what is trained in place of all weights, see `train.finetune.adapt`.
+        options: arguments of the data set; the other options are those of the task, optimizer and schedule.
+        updates: optimizer fields of single updates, for a task of several
+            (`[train.updates.critic] learning_rate = 4e-4`).
     """
 
     task: str
@@ -88,8 +109,13 @@ class Recipe:
 class Page:
     """One architecture: what its page says, checked.
 
-    `sizes` gives, by variant, the shapes of inputs that differ from those of [inputs]. `train` is the recipe
-    that is run if none is named, `recipes` are further ones.
+    Attributes:
+        names: where the names of its parameters come from.
+        variants: variant -> arguments of the class.
+        outputs: the kind of its outputs, one of KINDS.
+        sizes: variant -> shapes of the inputs that differ from those of `inputs`.
+        train: the recipe that is run if none is named; `recipes` are further ones.
+        sharding: glob of parameter paths -> a mesh axis for each dim, or None.
     """
 
     name: str
@@ -129,7 +155,7 @@ class Page:
         return self.recipes[name]
 
     def inputs_of(self, variant: str) -> dict[str, Input]:
-        """The inputs of a variant, in its own sizes."""
+        """The inputs of a variant, with its own shapes."""
         sizes = self.sizes.get(variant, {})
         return {
             k: dataclasses.replace(v, shape=tuple(sizes[k])) if k in sizes else v
@@ -137,9 +163,13 @@ class Page:
         }
 
 
-def build(cls, data: Mapping[str, Any], where: str):
-    """Make a dataclass from a table of a page; unknown and missing keys are errors that say where."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+def build(cls: type[Built], data: Mapping[str, Any], where: str) -> Built:
+    """A dataclass from a table of a page.
+
+    Raises:
+        UsageError: an unknown or missing key; `where` is named.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
             raise unknown(f"key in {where}", key, fields)
@@ -159,7 +189,7 @@ def read_page(path: Path) -> Page:
     A variant may say `extends = "other"` and then lists only what differs.
 
     Raises:
-        UsageError: the file is not TOML, or a key is unknown, missing or of the wrong kind.
+        UsageError: the file is not TOML, a key is unknown or missing, or a value is not one of those allowed.
     """
     name, where = path.stem, f"configs/{path.name}"
     try:
@@ -179,10 +209,10 @@ def read_page(path: Path) -> Page:
                 raise unknown(f"input in {where} [sizes.{variant}]", key, data["inputs"])
 
     def recipe(table: Mapping[str, Any], key: str) -> Recipe:
-        made = build(Recipe, table, f"{where} [{key}]")
-        if made.variant not in data["variants"]:
-            raise unknown(f"variant in {where} [{key}]", made.variant, data["variants"])
-        return made
+        built = build(Recipe, table, f"{where} [{key}]")
+        if built.variant not in data["variants"]:
+            raise unknown(f"variant in {where} [{key}]", built.variant, data["variants"])
+        return built
 
     if "train" in data:
         data["train"] = recipe(data["train"], "train")
@@ -193,11 +223,15 @@ def read_page(path: Path) -> Page:
     return build(Page, {"name": name, **data}, where)
 
 
-def _extended(variant: str, variants: Mapping[str, Any], where: str, seen: tuple[str, ...] = ()) -> dict:
-    if variant in seen:
-        raise UsageError(f"{where}: variants extend each other in a circle: {' -> '.join((*seen, variant))}")
+def _extended(
+    variant: str, variants: Mapping[str, Any], where: str, children: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The arguments of a variant, those of the variants that it extends included."""
+    chain = (*children, variant)
+    if variant in children:
+        raise UsageError(f"{where}: variants extend each other in a circle: {' -> '.join(chain)}")
     if variant not in variants:
         raise unknown(f"variant in {where}", variant, variants)
-    own = dict(variants[variant])
-    base = own.pop("extends", None)
-    return own if base is None else {**_extended(base, variants, where, (*seen, variant)), **own}
+    arguments = dict(variants[variant])
+    base = arguments.pop("extends", None)
+    return arguments if base is None else {**_extended(base, variants, where, chain), **arguments}

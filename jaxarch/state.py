@@ -1,4 +1,4 @@
-"""A model's state as flat dictionaries from path to array.
+"""A model's state as flat dictionaries from path to array, and the random streams that models are built with.
 
 The path is the attribute path joined by dots, which is torch's state_dict key. Optimizers, checkpoints,
 sharding rules and the parity harness all work on these dictionaries.
@@ -13,8 +13,8 @@ Flat = dict[str, jax.Array]
 
 
 class Split(NamedTuple):
-    """A model taken apart: its structure, its trainable parameters, and everything else it carries
-    (running statistics, buffers, random streams)."""
+    """A split model: its structure, its trainable parameters, and the remaining state (running statistics,
+    buffers, random streams)."""
 
     graph: nnx.GraphDef
     params: Flat
@@ -31,40 +31,40 @@ def part(path: str) -> tuple:
     return tuple(int(p) if p.isdigit() else p for p in path.split("."))
 
 
-def flat(state) -> Flat:
+def flat(state: nnx.State) -> Flat:
     """An nnx State as a flat dictionary of arrays."""
     return {join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 def split(model: nnx.Module) -> Split:
-    """Take a model apart. `merge` is the inverse."""
+    """Split a model; `merge` is the inverse."""
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, rest = states
     return Split(graph, flat(params), flat(rest))
 
 
 def merge(graph: nnx.GraphDef, *states: Flat) -> nnx.Module:
-    """Put a model together from its structure and flat dictionaries that cover it."""
+    """A model from its structure and flat dictionaries that together hold all of its state."""
     pairs = [(part(path), value) for state in states for path, value in state.items()]
     return nnx.merge(graph, nnx.from_flat_state(pairs))
 
 
 def update(model: nnx.Module, values: Flat) -> None:
-    """Set the given leaves of a model in place."""
+    """Set the leaves of a model that `values` names, in place."""
     variables = {join(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
     pairs = [(part(path), variables[path].replace(value)) for path, value in values.items()]
     nnx.update(model, nnx.from_flat_state(pairs))
 
 
 def rest_of(model: nnx.Module) -> Flat:
-    """The non-parameter state of a model after a call changed it."""
+    """The remaining state of a model, such as running statistics that a call has updated."""
     return split(model).rest
 
 
 class Stream(nnx.RngStream):
-    """The keys of `nnx.RngStream`, counted without a look at the count's sharding.
+    """The keys of `nnx.RngStream`, counted without inspecting the sharding of the count.
 
-    While a model is only traced that look fails after listing the whole trace, for every key anew.
+    While a model is traced that inspection fails, after formatting the whole trace, for every key anew.
     """
 
     def __call__(self) -> jax.Array:
@@ -74,7 +74,7 @@ class Stream(nnx.RngStream):
 
 
 def make_rngs(seed: int) -> nnx.Rngs:
-    """`nnx.Rngs(seed)`, quicker to build models with."""
+    """`nnx.Rngs(seed)`, with which models are built faster."""
     rngs = nnx.Rngs(seed)
     rngs.default = Stream(rngs["default"].key[...], tag="default")  # type: ignore[attr-defined]
     return rngs

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxarch import cli, runtime
+from jaxarch import cli, memory, runtime
 
 
 def test_only_a_process_of_the_command_keeps_its_memory(monkeypatch):
@@ -28,8 +28,12 @@ def test_settings_of_the_environment_stay(monkeypatch):
             assert not runtime.keep_freed_memory()
 
 
+def test_the_old_import_works():
+    assert memory.keep_freed_memory is runtime.keep_freed_memory
+
+
 def test_memory_is_kept_where_glibc_gives_it():
-    told = "from jaxarch.memory import keep_freed_memory; print(keep_freed_memory())"
+    program = "from jaxarch.runtime import keep_freed_memory; print(keep_freed_memory())"
     clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", told], env=clean, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
     assert done.stdout == f"{platform.libc_ver()[0] == 'glibc'}\n"
