@@ -1,5 +1,6 @@
 """Losses: the value and the gradient of every input equal torch's, on kinks, ties, nothing and infinities too."""
 
+import importlib
 import inspect
 
 import jax
@@ -219,17 +220,32 @@ def compare(name, inputs, options):
     return value, gradients
 
 
-def public(module):
-    return {k: f for k, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__
-            and not k.startswith("_")}  # fmt: skip
+IDEAS = ("classification", "metric_learning", "regression", "generative", "composition")
+
+
+def public(package):
+    """The public functions of a package's files, in the order of their definition."""
+    modules = [importlib.import_module(f"{package.__name__}.{idea}") for idea in IDEAS]
+    return {k: f for m in modules for k, f in vars(m).items() if inspect.isfunction(f)
+            and f.__module__ == m.__name__ and not k.startswith("_")}  # fmt: skip
 
 
 def test_same_names_and_arguments():
-    found, wanted = public(ours), public(theirs)
-    assert list(found) == list(wanted) == list(CASES)
-    for name, function in found.items():
-        a, b = (inspect.signature(f).parameters.values() for f in (function, wanted[name]))
+    actual, expected = public(ours), public(theirs)
+    assert list(actual) == list(expected) == list(CASES)
+    assert all(getattr(ours, k) is f for k, f in actual.items())
+    assert all(getattr(theirs, k) is f for k, f in expected.items())
+    for name, function in actual.items():
+        a, b = (inspect.signature(f).parameters.values() for f in (function, expected[name]))
         assert [(p.name, p.default, p.kind) for p in a] == [(p.name, p.default, p.kind) for p in b]
+
+
+def test_the_old_imports_work():
+    import jaxarch.train.losses as old
+    from jaxarch.train.losses import cross_entropy
+
+    assert cross_entropy is ours.cross_entropy
+    assert all(getattr(old, name) is getattr(ours, name) for name in ours.__all__)
 
 
 @pytest.mark.parametrize("loss", CASES)

@@ -35,5 +35,7 @@ def test_the_old_import_works():
 def test_memory_is_kept_where_glibc_gives_it():
     program = "from jaxarch.runtime import keep_freed_memory; print(keep_freed_memory())"
     clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"{platform.libc_ver()[0] == 'glibc'}\n"

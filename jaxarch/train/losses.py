@@ -1,0 +1,3 @@
+"""The former place of `jaxarch.losses`; imports of it still work."""
+
+from jaxarch.losses import *  # noqa: F403
