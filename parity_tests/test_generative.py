@@ -13,7 +13,7 @@ from flax import nnx
 from jaxarch import diffusion, gan, nn, state
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
-from jaxarch.optim.optimizer import _promoting
+from jaxarch.optim.optimizer import with_standard_promotion
 from jaxarch.parity import catalog_pair, check
 from jaxarch.train import step
 from jaxarch.train.tasks import gan as gan_task
@@ -223,7 +223,7 @@ def test_alternating_steps_equal_torch(options):
         pair.reset(train=True)
     task = gan_task.make("discriminator", "tiny", latent=6, **options)
     rivals = gan_task.Adversaries(pairs["generator"].model, pairs["critic"].model)
-    optimizers = {k: _promoting(optax.adam(rate, *betas)) for k, rate in rates.items()}
+    optimizers = {k: with_standard_promotion(optax.adam(rate, *betas)) for k, rate in rates.items()}
     move = step.make_train_step(state.split(rivals).graph, task, optimizers, average=average)
     # The step takes the buffers that it is given: they are the pairs'.
     now = jax.tree.map(np.array, step.create_state(lambda: rivals, task, optimizers, average=True))

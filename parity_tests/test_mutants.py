@@ -18,7 +18,7 @@ from jaxarch.nn import attention as attention_module
 from jaxarch.nn import conv, linear, pool, position, rnn
 from jaxarch.nn import norm as norm_module
 from jaxarch.optim import clip_by_global_norm
-from jaxarch.optim.optimizer import _promoting
+from jaxarch.optim.optimizer import with_standard_promotion
 from jaxarch.parity import catalog_pair, check, check_pair, jax_side
 from torchref import nn as reference
 
@@ -213,7 +213,7 @@ def adam_with(**changed):
         def make(kind="adamw", *, learning_rate, weight_decay=0.0, max_grad_norm=0.0):
             given = {"weight_decay": weight_decay, "max_grad_norm": max_grad_norm, **changed}
             if "eps_root" in changed:
-                return _promoting(
+                return with_standard_promotion(
                     optax.adamw(learning_rate, eps=0.0, eps_root=1e-8, weight_decay=weight_decay)
                 )
             return original(kind, learning_rate=learning_rate, **given)
@@ -339,7 +339,7 @@ MUTANTS = {
 
 def _decay_all(original, *args, **kwargs):
     rule = optax.adamw(kwargs["learning_rate"], weight_decay=kwargs["weight_decay"])
-    return _promoting(optax.chain(clip_by_global_norm(kwargs["max_grad_norm"]), rule))
+    return with_standard_promotion(optax.chain(clip_by_global_norm(kwargs["max_grad_norm"]), rule))
 
 
 def test_there_are_enough():

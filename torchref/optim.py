@@ -62,7 +62,7 @@ def create_optimizer(
     groups: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """The optimizer of the name `kind`; weights of two or more dimensions decay, biases and norms do not.
+    """The optimizer of the name `kind`; weights of two or more dims decay, biases and norms do not.
 
     `groups`: glob of parameter names -> `learning_rate`, `lr_scale`, `weight_decay` (which then applies to
     all of the group) or any option; the first glob that matches counts. The parameters carry their names into
@@ -85,7 +85,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: Module, state:
     """
     named = dict(model.named_parameters())
     if differ := named.keys() ^ state.keys():
-        raise KeyError(f"optimizer state does not fit the model: {', '.join(sorted(differ))}")
+        raise KeyError(f"the optimizer state does not fit the model: {', '.join(sorted(differ))}")
     for name, parameter in named.items():
         slots = {k: torch.as_tensor(v).to(dtype=parameter.dtype) for k, v in state[name].items()}
         # torch counts its steps, and multiplies NAdam's momenta, in float32 scalars.

@@ -28,7 +28,7 @@ def create_schedule(
 ) -> lr_scheduler.LRScheduler:
     """A linear warm-up to the optimizer's learning rate and then a schedule of the name `kind`.
 
-    Step it after each step of the optimizer.
+    To be stepped after each step of the optimizer.
     """
     if kind == "onecycle":
         max_lr = [group["lr"] for group in optimizer.param_groups]

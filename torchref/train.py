@@ -1,4 +1,4 @@
-"""The smallest training loop that can be compared with jaxarch's, step for step."""
+"""A minimal training loop, to be compared with that of `jaxarch.train` step for step."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -26,9 +26,9 @@ def train_steps(
 ) -> tuple[list[float], torch.optim.Optimizer]:
     """One clipped step of an optimizer for each batch: -> (losses, optimizer).
 
+    `optimizer` is its kind, `options` are those of `create_optimizer`, groups with an `lr_scale` included.
     `learning_rate` is a number or a function of the step, which counts from `start_step`. `max_grad_norm` 0
-    does not clip. `optimizer_state` is what `load_optimizer_state` takes, or torch's own state_dict; `options`
-    are those of `create_optimizer`, groups with an `lr_scale` included.
+    does not clip. `optimizer_state` is what `load_optimizer_state` takes, or torch's state_dict.
     """
     torch_optimizer = create_optimizer(
         model, optimizer, learning_rate=1.0, weight_decay=weight_decay, **options

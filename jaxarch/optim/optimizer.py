@@ -1,7 +1,7 @@
 """Optimizers by torch.optim's names: clipping, weight decay, parameter groups and schedules around one rule.
 
-Parameters are flat dictionaries by path. Weights of two or more dimensions decay, biases and norms do not, unless a
-group says more.
+Parameters are flat dictionaries by path. Weights of two or more dims decay, biases and norms do not, unless a group
+sets `weight_decay`.
 """
 
 import fnmatch
@@ -16,14 +16,18 @@ from optax import GradientTransformation as Rule
 
 from jaxarch.errors import UsageError, unknown
 from jaxarch.optim.rules import RULES
+from jaxarch.state import Flat
 
+OPTIMIZERS = tuple(RULES)
 GROUP_FIELDS = ("optimizer", "learning_rate", "lr_scale", "weight_decay")
 
 
 def clip_by_global_norm(max_norm: float) -> Rule:
     """torch.nn.utils.clip_grad_norm_: scale by max_norm / (norm + 1e-6) where that is below 1."""
 
-    def update(updates, state, params=None):
+    def update(
+        updates: Flat, state: optax.EmptyState, params: Flat | None = None
+    ) -> tuple[Flat, optax.EmptyState]:
         scale = jnp.minimum(max_norm / (optax.tree.norm(updates) + 1e-6), 1.0)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
 
@@ -36,14 +40,14 @@ def clip_by_value(max_value: float) -> Rule:
 
 
 def decays(params: Mapping[str, Any]) -> dict[str, bool]:
-    """Which parameters weight decay acts on: those of two or more dimensions."""
+    """Which parameters weight decay acts on: those of two or more dims."""
     return {path: x.ndim > 1 for path, x in params.items()}
 
 
 class ScheduledState(NamedTuple):
     """The state of a rule some of whose options are schedules."""
 
-    count: Any  # type: ignore[assignment]
+    count: Any  # type: ignore[assignment]  # it hides tuple.count
     inner: Any
 
 
@@ -53,11 +57,8 @@ class GroupState(NamedTuple):
     groups: dict[str, Any]
 
 
-OPTIMIZERS = tuple(RULES)
-
-
 def hyper_parameters(kind: str) -> dict[str, Any]:
-    """The options of an optimizer and torch's defaults for them.
+    """The options of an optimizer with torch's defaults.
 
     Raises:
         UsageError: unknown kind.
@@ -80,21 +81,21 @@ def create_optimizer(
 ) -> Rule:
     """Clipping by value and then by global norm (0: none), then torch's optimizer of the name `kind`.
 
-    All but AdamW, Lion and Muon add `weight_decay` times the parameter to the gradient, as torch does; those
-    decouple it. It acts on parameters of two or more dimensions.
+    AdamW, Lion and Muon decouple the weight decay; the others add `weight_decay` times the parameter to the gradient,
+    as torch does. It acts on parameters of two or more dims.
 
     Args:
-        kind: a name of OPTIMIZERS.
-        learning_rate: a number, or a schedule of the step.
+        kind: one of OPTIMIZERS.
+        learning_rate: a number, or a schedule: a function of the step.
         groups: glob of paths -> what differs for these parameters: `learning_rate`, or `lr_scale`, a factor of
             the common one; `weight_decay`, which then acts on all of them; `optimizer`, another kind; any
-            option. The first glob that matches counts.
+            option. The first glob that matches a path applies.
         options: torch's further arguments: `betas`, `eps`, `momentum`, `nesterov`, `amsgrad`, ... (see
-            `hyper_parameters`). A momentum or beta may be a schedule of the step (OneCycle's).
+            `hyper_parameters`). A momentum or beta may be a schedule (OneCycle's).
 
     Raises:
-        UsageError: unknown kind or option, no learning rate, a value out of range; when the state is made: a glob
-            that matches nothing, or a parameter that the optimizer does not take.
+        UsageError: unknown kind or option, no learning rate, a value out of range; at `init`: a glob that matches
+            nothing, or a parameter that the optimizer does not take.
     """
     if learning_rate is None:
         raise UsageError(f"{kind} needs a learning_rate")
@@ -108,12 +109,27 @@ def create_optimizer(
     rule = _grouped(groups, base) if groups else _rule(**base)
     clips = [clip_by_value(max_grad_value)] if max_grad_value > 0 else []
     clips += [clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []
-    return promoting(optax.chain(*clips, rule) if clips else rule)
+    return with_standard_promotion(optax.chain(*clips, rule) if clips else rule)
+
+
+def with_standard_promotion(rule: Rule) -> Rule:
+    """The rule under standard dtype promotion: optax mixes int32 counts with floats, which strict promotion refuses."""
+
+    def update(updates: Flat, state: Any, params: Flat | None = None) -> tuple[Flat, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return rule.update(updates, state, params)
+
+    return Rule(rule.init, update)
 
 
 def _rule(
-    optimizer: str, learning_rate: Any, weight_decay: Any, options: Mapping[str, Any], mask: Any
+    optimizer: str,
+    learning_rate: float | Callable[[Any], Any],
+    weight_decay: float,
+    options: Mapping[str, Any],
+    mask: Callable[[Flat], dict[str, bool]] | None,
 ) -> Rule:
+    """The update rule of one group of parameters, with weight decay and the learning rate."""
     known = hyper_parameters(optimizer)
     for option, value in options.items():
         if option not in known:
@@ -122,47 +138,47 @@ def _rule(
     _check_range(optimizer, "learning_rate", learning_rate)
     _check_range(optimizer, "weight_decay", weight_decay)
 
-    def make(given: Mapping[str, Any]) -> Rule:
-        return RULES[optimizer](optax.add_decayed_weights(weight_decay, mask=mask), **given)
+    def make(options: Mapping[str, Any]) -> Rule:
+        return RULES[optimizer](optax.add_decayed_weights(weight_decay, mask=mask), **options)
 
-    # A constant rate counts its steps too, so that every state knows its step.
-    rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
-    steps = _scheduled(make, options) if any(map(_has_schedule, options.values())) else make(options)
-    return optax.chain(steps, optax.scale_by_learning_rate(rate))
+    # A constant rate is a schedule too, so that every state counts its steps.
+    schedule = learning_rate if callable(learning_rate) else lambda _: learning_rate
+    rule = _scheduled(make, options) if any(map(_has_schedule, options.values())) else make(options)
+    return optax.chain(rule, optax.scale_by_learning_rate(schedule))
 
 
 def _scheduled(make: Callable[[Mapping[str, Any]], Rule], options: Mapping[str, Any]) -> Rule:
-    """The rule with the options of the step at hand."""
+    """The rule whose options take their schedules' values at each step."""
 
-    def now(count):
-        value = lambda v: v(count) if callable(v) else v  # noqa: E731
-        return {
-            k: tuple(map(value, v)) if isinstance(v, tuple | list) else value(v) for k, v in options.items()
-        }
-
-    def init(params):
-        count = jnp.zeros((), jnp.int32)
-        return ScheduledState(count, make(now(count)).init(params))
-
-    def update(updates, state, params=None):
-        steps, inner = make(now(state.count)).update(updates, state.inner, params)
-        # A number from a schedule has a dtype, and would lend it to parameters of fewer bits.
-        steps, inner = jax.tree.map(
-            lambda new, old: new.astype(old.dtype), (steps, inner), (updates, state.inner)
+    def rule_at(step: jax.Array) -> Rule:
+        value = lambda v: v(step) if callable(v) else v  # noqa: E731
+        return make(
+            {k: tuple(map(value, v)) if isinstance(v, tuple | list) else value(v) for k, v in options.items()}
         )
-        return steps, ScheduledState(state.count + 1, inner)
+
+    def init(params: Flat) -> ScheduledState:
+        count = jnp.zeros((), jnp.int32)
+        return ScheduledState(count, rule_at(count).init(params))
+
+    def update(
+        updates: Flat, state: ScheduledState, params: Flat | None = None
+    ) -> tuple[Flat, ScheduledState]:
+        new = rule_at(state.count).update(updates, state.inner, params)
+        # A schedule's value has a dtype of its own, to which parameters of fewer bits would be promoted.
+        updates, inner = jax.tree.map(lambda x, old: x.astype(old.dtype), new, (updates, state.inner))
+        return updates, ScheduledState(state.count + 1, inner)
 
     return Rule(init, update)
 
 
 def _grouped(groups: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> Rule:
-    """One rule for each group; what no glob matches takes the common one."""
+    """One rule for each group; parameters that no glob matches take the common one."""
     rules = [_rule(**_group(glob, fields, base)) for glob, fields in groups.items()]
     rules.append(_rule(**base))
 
-    def split(tree):
-        parts: list[dict[str, Any]] = [{} for _ in rules]
-        for path, x in tree.items():
+    def split(values: Flat) -> dict[str, tuple[Rule, Flat]]:
+        parts: list[Flat] = [{} for _ in rules]
+        for path, x in values.items():
             parts[next((i for i, glob in enumerate(groups) if fnmatch.fnmatchcase(path, glob)), -1)][path] = x
         for glob, part in zip(groups, parts, strict=False):
             if not part:
@@ -171,21 +187,22 @@ def _grouped(groups: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -
             f"group{i}": (rule, part) for i, (rule, part) in enumerate(zip(rules, parts, strict=True)) if part
         }
 
-    def init(params):
+    def init(params: Flat) -> GroupState:
         return GroupState({name: rule.init(part) for name, (rule, part) in split(params).items()})
 
-    def update(updates, state, params=None):
-        steps, states = {}, {}
+    def update(updates: Flat, state: GroupState, params: Flat | None = None) -> tuple[Flat, GroupState]:
+        new_updates, new_states = {}, {}
         for name, (rule, part) in split(updates).items():
-            own = None if params is None else {path: params[path] for path in part}
-            changed, states[name] = rule.update(part, state.groups[name], own)
-            steps.update(changed)
-        return {path: steps[path] for path in updates}, GroupState(states)
+            group_params = None if params is None else {path: params[path] for path in part}
+            group_updates, new_states[name] = rule.update(part, state.groups[name], group_params)
+            new_updates.update(group_updates)
+        return {path: new_updates[path] for path in updates}, GroupState(new_states)
 
     return Rule(init, update)
 
 
 def _group(glob: str, fields: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a group's rule: the common ones with what the group's fields change."""
     kind = fields.get("optimizer", base["optimizer"])
     for field in fields:
         if field not in (known := (*GROUP_FIELDS, *hyper_parameters(kind))):
@@ -196,12 +213,12 @@ def _group(glob: str, fields: Mapping[str, Any], base: Mapping[str, Any]) -> dic
     if (scale := fields.get("lr_scale")) is not None:
         common = rate
         rate = (lambda step: scale * common(step)) if callable(common) else scale * common
-    own = {k: v for k, v in fields.items() if k not in GROUP_FIELDS}
+    options = {k: v for k, v in fields.items() if k not in GROUP_FIELDS}
     return {
         "optimizer": kind,
         "learning_rate": rate,
         "weight_decay": fields.get("weight_decay", base["weight_decay"]),
-        "options": {**(base["options"] if kind == base["optimizer"] else {}), **own},
+        "options": {**(base["options"] if kind == base["optimizer"] else {}), **options},
         "mask": None if "weight_decay" in fields else base["mask"],
     }
 
@@ -211,20 +228,10 @@ def _has_schedule(value: Any) -> bool:
 
 
 def _check_range(optimizer: str, option: str, value: Any) -> None:
-    """Numbers are checked as torch checks them; traced values and schedules cannot be."""
+    """Check numbers as torch does; traced values and schedules cannot be checked."""
     numbers = [v for v in (value if isinstance(value, tuple | list) else [value]) if type(v) in (int, float)]
     if option == "betas":
         if len(value) != 2 or not all(0 <= v < 1 for v in numbers):
             raise UsageError(f"{optimizer}: betas must be two numbers in [0, 1), not {value}")
     elif option not in ("ns_coefficients", "dampening") and any(v < 0 for v in numbers):
         raise UsageError(f"{optimizer}: {option} must not be negative, not {value}")
-
-
-def promoting(inner: Rule) -> Rule:
-    """optax mixes its int32 counts with floats, which strict dtype promotion would refuse."""
-
-    def update(updates, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return inner.update(updates, state, params)
-
-    return Rule(inner.init, update)

@@ -1,7 +1,7 @@
 """Loss scaling for float16, as torch.amp.GradScaler: a small state beside the optimizer's, inside jit.
 
-loss, gradients = jax.value_and_grad(lambda p: scaler.scaled(loss_of(p), opt_state))(params)
-updates, opt_state = optimizer.update(gradients, opt_state, params)  # of `loss_scaling(optimizer)`
+loss, grads = jax.value_and_grad(lambda p: scaler.scaled(loss_of(p), opt_state))(params)
+updates, opt_state = optimizer.update(grads, opt_state, params)  # of `loss_scaling(optimizer)`
 """
 
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ from jaxarch.errors import UsageError
 
 
 class LossScale(NamedTuple):
-    """What GradScaler keeps: the scale, in float32, and the finite steps since it last changed."""
+    """GradScaler's state: the scale, in float32, and the number of finite steps since it last changed."""
 
     scale: Float[Array, ""]
     growth_tracker: Int[Array, ""]
 
 
 class ScalerState(NamedTuple):
-    """The state of `loss_scaling`: the scale, how many steps were skipped, and the optimizer's own state."""
+    """The state of `loss_scaling`: the scale, the number of skipped steps, and the optimizer's state."""
 
     loss_scale: LossScale
     skipped: Int[Array, ""]
@@ -36,15 +36,15 @@ def create_loss_scale(init_scale: float = 65536.0) -> LossScale:
 
 def scaled(loss: Float[Array, ""], state: LossScale | ScalerState) -> Float[Array, ""]:
     """The loss times the scale: what to differentiate."""
-    held = state.loss_scale if isinstance(state, ScalerState) else state
-    return loss * held.scale.astype(loss.dtype)
+    loss_scale = state.loss_scale if isinstance(state, ScalerState) else state
+    return loss * loss_scale.scale.astype(loss.dtype)
 
 
-def unscale(gradients: Any, state: LossScale) -> tuple[Any, Bool[Array, ""]]:
-    """(the gradients over the scale, whether all of them are finite)."""
-    finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(gradients)]).all()
-    # Not times the inverse, which is denormal for the largest scales, and some devices take that for 0.
-    return jax.tree.map(lambda g: g / state.scale.astype(g.dtype), gradients), finite
+def unscale(grads: Any, state: LossScale) -> tuple[Any, Bool[Array, ""]]:
+    """(the gradients divided by the scale, whether all of them are finite)."""
+    finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all()
+    # Not times the inverse, which is denormal for the largest scales: some devices flush it to 0.
+    return jax.tree.map(lambda g: g / state.scale.astype(g.dtype), grads), finite
 
 
 def update_loss_scale(
@@ -55,13 +55,13 @@ def update_loss_scale(
     backoff_factor: float = 0.5,
     growth_interval: int = 2000,
 ) -> LossScale:
-    """GradScaler.update: down after a step that was not finite, up after `growth_interval` finite ones in a row."""
+    """GradScaler.update: reduced after a step that was not finite, raised after `growth_interval` finite ones."""
     tracker = state.growth_tracker + 1
     due = tracker >= growth_interval
-    grown = state.scale * growth_factor
-    up = jnp.where(due & jnp.isfinite(grown), grown, state.scale)
+    raised = state.scale * growth_factor
+    scale = jnp.where(due & jnp.isfinite(raised), raised, state.scale)
     return LossScale(
-        scale=jnp.where(finite, up, state.scale * backoff_factor),
+        scale=jnp.where(finite, scale, state.scale * backoff_factor),
         growth_tracker=jnp.where(finite & ~due, tracker, 0),
     )
 
@@ -76,7 +76,7 @@ def loss_scaling(
 ) -> optax.GradientTransformation:
     """An optimizer that takes the gradients of the scaled loss, and skips the step if one is not finite.
 
-    A step that is skipped changes neither parameters nor the optimizer's state, its schedule's step included.
+    A skipped step changes neither the parameters nor the optimizer's state, the step of its schedule included.
 
     Raises:
         UsageError: a factor or interval that torch refuses.
@@ -86,13 +86,14 @@ def loss_scaling(
             "loss scaling needs growth_factor > 1, 0 < backoff_factor < 1, growth_interval >= 1, init_scale > 0"
         )
 
-    def init(params):
+    def init(params: Any) -> ScalerState:
         return ScalerState(create_loss_scale(init_scale), jnp.zeros((), jnp.int32), inner.init(params))
 
-    def update(updates, state, params=None):
-        gradients, finite = unscale(updates, state.loss_scale)
-        steps, after = inner.update(gradients, state.inner, params)
-        chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state.inner)
+    def update(updates: Any, state: ScalerState, params: Any = None) -> tuple[Any, ScalerState]:
+        grads, finite = unscale(updates, state.loss_scale)
+        updates, new_inner = inner.update(grads, state.inner, params)
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
+        new_inner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_inner, state.inner)
         loss_scale = update_loss_scale(
             state.loss_scale,
             finite,
@@ -101,8 +102,6 @@ def loss_scaling(
             growth_interval=growth_interval,
         )
         skipped = state.skipped + (~finite).astype(jnp.int32)
-        return jax.tree.map(lambda u: jnp.where(finite, u, 0), steps), ScalerState(
-            loss_scale, skipped, chosen
-        )
+        return updates, ScalerState(loss_scale, skipped, new_inner)
 
     return optax.GradientTransformation(init, update)

@@ -1,8 +1,8 @@
 """Learning rates as functions of the step, equal to torch.optim.lr_scheduler value for value.
 
-Each function bears the name of torch's class and takes its arguments, the learning rate first; what it returns
-maps a step, counted from 0, to a number, inside jit too, and is an optax schedule. The rate of step s is
-what torch's optimizer uses for its step s + 1 when the scheduler is stepped after the optimizer.
+Each function has the name of torch's class and takes its arguments, the learning rate first. It returns an optax
+schedule: a function from a step, counted from 0, to a number, inside jit too. The rate of step s is what torch's
+optimizer uses for its step s + 1 when the scheduler is stepped after the optimizer.
 """
 
 import inspect
@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int
 from jaxarch.errors import UsageError, unknown
 
 Schedule = Callable[[Any], Any]
+# A step or a rate as a scalar array of the default float type.
+Scalar = Float[Array, ""]
 ANNEALS = ("cos", "linear")
 
 
@@ -29,7 +31,7 @@ def constant_lr(learning_rate: float, factor: float = 1 / 3, total_iters: int = 
 def linear_lr(
     learning_rate: float, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
 ) -> Schedule:
-    """From `start_factor` to `end_factor` times the rate on a line that ends at step `total_iters`."""
+    """From `start_factor` to `end_factor` times the rate, linearly until step `total_iters`."""
     _check(0 < start_factor <= 1, f"start_factor {start_factor} must be in (0, 1]")
     _check(0 <= end_factor <= 1, f"end_factor {end_factor} must be in [0, 1]")
     _check(total_iters >= 1, f"total_iters {total_iters} must be at least 1")
@@ -40,13 +42,13 @@ def linear_lr(
 
 
 def step_lr(learning_rate: float, step_size: int, gamma: float = 0.1) -> Schedule:
-    """Times `gamma` every `step_size` steps."""
+    """The rate times `gamma` every `step_size` steps."""
     _check(step_size >= 1, f"step_size {step_size} must be at least 1")
     return _of_step(lambda s: learning_rate * gamma ** jnp.floor(s / step_size))
 
 
 def multi_step_lr(learning_rate: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
-    """Times `gamma` at each milestone; one that is named twice counts twice."""
+    """The rate times `gamma` at each milestone; a repeated milestone counts twice."""
     points = tuple(milestones)
     return _of_step(
         lambda s: learning_rate * gamma ** sum((jnp.where(s >= m, 1.0, 0.0) for m in points), 0.0 * s)
@@ -54,18 +56,18 @@ def multi_step_lr(learning_rate: float, milestones: Sequence[int], gamma: float 
 
 
 def exponential_lr(learning_rate: float, gamma: float) -> Schedule:
-    """Times `gamma` every step."""
+    """The rate times `gamma` every step."""
     return _of_step(lambda s: learning_rate * gamma**s)
 
 
 def polynomial_lr(learning_rate: float, total_iters: int = 5, power: float = 1.0) -> Schedule:
-    """(1 - s / total_iters)^power times the rate, and 0 after that."""
+    """(1 - s / total_iters)^power times the rate, and 0 from step `total_iters` on."""
     _check(total_iters >= 1, f"total_iters {total_iters} must be at least 1")
     return _of_step(lambda s: learning_rate * (1 - jnp.minimum(s, total_iters) / total_iters) ** power)
 
 
 def cosine_annealing_lr(learning_rate: float, T_max: int, eta_min: float = 0.0) -> Schedule:
-    """Half a cosine down to `eta_min` at step `T_max` (Loshchilov and Hutter 2017), which rises again after it."""
+    """Half a cosine down to `eta_min` at step `T_max` (Loshchilov and Hutter 2017); after it the rate rises again."""
     _check(T_max >= 1, f"T_max {T_max} must be at least 1")
     return _of_step(lambda s: eta_min + (learning_rate - eta_min) * (1 + jnp.cos(math.pi * s / T_max)) / 2)
 
@@ -73,7 +75,7 @@ def cosine_annealing_lr(learning_rate: float, T_max: int, eta_min: float = 0.0) 
 def cosine_annealing_warm_restarts(
     learning_rate: float, T_0: int, T_mult: int = 1, eta_min: float = 0.0
 ) -> Schedule:
-    """Half cosines down to `eta_min`, the first of T_0 steps, each T_mult times as long as the one before."""
+    """Half cosines down to `eta_min`, the first of T_0 steps, each T_mult times as long as the previous one."""
     _check(T_0 >= 1, f"T_0 {T_0} must be at least 1")
     _check(T_mult >= 1, f"T_mult {T_mult} must be at least 1")
     starts, lengths = [0], [T_0]
@@ -81,13 +83,13 @@ def cosine_annealing_warm_restarts(
         starts.append(starts[-1] + lengths[-1])
         lengths.append(lengths[-1] * T_mult)
 
-    def rate(s):
+    def rate(s: Scalar) -> Scalar:
         if T_mult == 1:
             done = jnp.mod(s, T_0) / T_0
         else:
-            since, length = jnp.asarray(starts, s.dtype), jnp.asarray(lengths, s.dtype)
-            now = (s >= since).sum() - 1
-            done = (s - since[now]) / length[now]
+            start, length = jnp.asarray(starts, s.dtype), jnp.asarray(lengths, s.dtype)
+            cycle = (s >= start).sum() - 1
+            done = (s - start[cycle]) / length[cycle]
         return eta_min + (learning_rate - eta_min) * (1 + jnp.cos(math.pi * done)) / 2
 
     return _of_step(rate)
@@ -102,14 +104,14 @@ def one_cycle_lr(
     final_div_factor: float = 1e4,
     three_phase: bool = False,
 ) -> Schedule:
-    """Up from max_lr / div_factor, down to that over final_div_factor (Smith and Topin 2018).
+    """Up from max_lr / div_factor to max_lr, then down to the initial rate / final_div_factor (Smith and Topin 2018).
 
-    With `three_phase` down to the beginning as fast as up, and then to the end. Step `total_steps` is the last that
-    torch takes; after it the rate stays.
+    With `three_phase` down to the initial rate in as many steps as up, and then to the final one. Step `total_steps`
+    is the last that torch takes; after it the rate is constant.
     """
-    first = max_lr / div_factor
-    last = first / final_div_factor
-    values = [first, max_lr, first, last] if three_phase else [first, max_lr, last]
+    initial = max_lr / div_factor
+    final = initial / final_div_factor
+    values = [initial, max_lr, initial, final] if three_phase else [initial, max_lr, final]
     return _one_cycle(values, total_steps, pct_start, anneal_strategy)
 
 
@@ -121,20 +123,20 @@ def one_cycle_momentum(
     max_momentum: float = 0.95,
     three_phase: bool = False,
 ) -> Schedule:
-    """OneCycleLR's `cycle_momentum`: down as the rate goes up. For SGD's momentum, or the first of Adam's betas."""
+    """OneCycleLR's `cycle_momentum`: it falls while the rate rises. For SGD's momentum or the first of Adam's betas."""
     values = [max_momentum, base_momentum, max_momentum] + [max_momentum] * three_phase
     return _one_cycle(values, total_steps, pct_start, anneal_strategy)
 
 
 def sequential_lr(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Schedule:
-    """One schedule after another: from each milestone on the next one, from its own step 0."""
+    """One schedule after another: the next begins at each milestone, with its step 0."""
     _check(
         len(milestones) == len(schedules) - 1,
         f"{len(schedules)} schedules need {len(schedules) - 1} milestones, not {len(milestones)}",
     )
     _check(list(milestones) == sorted(milestones), f"milestones {list(milestones)} must rise")
 
-    def rate(s):
+    def rate(s: Scalar) -> Scalar:
         value = schedules[0](s)
         for schedule, start in zip(schedules[1:], milestones, strict=True):
             value = jnp.where(s >= start, schedule(jnp.maximum(s - start, 0)), value)
@@ -144,16 +146,16 @@ def sequential_lr(schedules: Sequence[Schedule], milestones: Sequence[int]) -> S
 
 
 def chained_lr(learning_rate: float, schedules: Sequence[Schedule]) -> Schedule:
-    """torch's ChainedScheduler: the product of schedules that were made with a learning rate of 1.
+    """torch's ChainedScheduler: the product of schedules of the learning rate 1.
 
-    Of a cosine this is torch's value up to its T_max only, after which torch adds where it had multiplied.
+    With a cosine it matches torch up to its T_max only: beyond, torch's recursion is no factor of the rate.
     """
     _check(len(schedules) >= 1, "there are no schedules to chain")
     return _of_step(lambda s: learning_rate * math.prod(schedule(s) for schedule in schedules))
 
 
 class Plateau(NamedTuple):
-    """The state of `reduce_on_plateau`: the rate to use next, and what torch's object remembers."""
+    """The state of `reduce_on_plateau`: the rate to use next, and the attributes of torch's scheduler."""
 
     learning_rate: Float[Array, ""]
     best: Float[Array, ""]
@@ -179,7 +181,7 @@ def reduce_on_plateau(
     min_lr: float = 0.0,
     eps: float = 1e-8,
 ) -> ReduceOnPlateau:
-    """torch's ReduceLROnPlateau as two pure functions: `factor` times the rate when the metric stands still.
+    """torch's ReduceLROnPlateau as two pure functions: `factor` times the rate when the metric stops improving.
 
     Raises:
         UsageError: an unknown mode, or a factor of 1 or more.
@@ -192,9 +194,9 @@ def reduce_on_plateau(
     sign = 1 if mode == "max" else -1
 
     def init() -> Plateau:
-        wide = jnp.result_type(float)
+        dtype = jnp.result_type(float)
         zero = jnp.zeros((), jnp.int32)
-        return Plateau(jnp.asarray(learning_rate, wide), jnp.asarray(-sign * math.inf, wide), zero, zero)
+        return Plateau(jnp.asarray(learning_rate, dtype), jnp.asarray(-sign * math.inf, dtype), zero, zero)
 
     def update(state: Plateau, metric: Any) -> Plateau:
         metric = jnp.asarray(metric).astype(state.best.dtype)
@@ -202,8 +204,8 @@ def reduce_on_plateau(
             state.best * (1 + sign * threshold) if threshold_mode == "rel" else state.best + sign * threshold
         )
         better = metric > bound if mode == "max" else metric < bound
-        resting = state.cooldown > 0
-        bad = jnp.where(better | resting, 0, state.bad + 1)
+        cooling = state.cooldown > 0
+        bad = jnp.where(better | cooling, 0, state.bad + 1)
         reduce = bad > patience
         lower = jnp.maximum(state.learning_rate * factor, min_lr)
         lower = jnp.where(state.learning_rate - lower > eps, lower, state.learning_rate)
@@ -217,26 +219,26 @@ def reduce_on_plateau(
     return ReduceOnPlateau(init, update)
 
 
-# ------------------------------------------------------------------------------------------------- recipes
+# ------------------------------------------------------------------------------- schedules by their names
 
 
-def _down_cosine(learning_rate: float, total_iters: int) -> Schedule:
+def _cosine_decay(learning_rate: float, total_iters: int) -> Schedule:
     done = _of_step(lambda s: jnp.clip(s / max(total_iters, 1), 0, 1))
     return lambda s: learning_rate * 0.5 * (1 + jnp.cos(math.pi * done(s)))
 
 
-def _down_line(learning_rate: float, total_iters: int) -> Schedule:
+def _linear_decay(learning_rate: float, total_iters: int) -> Schedule:
     return _of_step(lambda s: learning_rate * (1 - jnp.clip(s / max(total_iters, 1), 0, 1)))
 
 
-def _flat(learning_rate: float) -> Schedule:
+def _constant(learning_rate: float) -> Schedule:
     return _of_step(lambda s: learning_rate * jnp.ones_like(s))
 
 
 RECIPES: dict[str, Callable[..., Schedule]] = {
-    "cosine": _down_cosine,
-    "linear": _down_line,
-    "constant": _flat,
+    "cosine": _cosine_decay,
+    "linear": _linear_decay,
+    "constant": _constant,
     "onecycle": one_cycle_lr,
     "step": step_lr,
     "multi_step": multi_step_lr,
@@ -246,7 +248,8 @@ RECIPES: dict[str, Callable[..., Schedule]] = {
     "cosine_restarts": cosine_annealing_warm_restarts,
 }
 SCHEDULES = tuple(RECIPES)
-LENGTHS = ("total_iters", "total_steps", "T_max")  # the argument that says how long a schedule is
+WITHOUT_OPTIONS = ("cosine", "linear", "constant")
+LENGTHS = ("total_iters", "total_steps", "T_max")  # names of the argument that is a schedule's length
 
 
 def create_schedule(
@@ -254,10 +257,9 @@ def create_schedule(
 ) -> Schedule:
     """The learning rate of each step, from 0: a linear warm-up and then a schedule of the name `kind`.
 
-    Step s of the warm-up has the factor (s + 1) / warmup_steps. "cosine" and "linear" then go down to 0 at
-    `total_steps` and stay there, "constant" stays; the others are the functions of this module, whose further
-    arguments are the `options`, begun after the warm-up; their length is what is left of
-    `total_steps` unless an option says it.
+    Step s of the warm-up has the factor (s + 1) / warmup_steps. "cosine" and "linear" then decay to 0 at
+    `total_steps`, "constant" does not decay; the others are the functions of this module, begun after the warm-up,
+    with the `options` as further arguments. Their length is the remainder of `total_steps` unless an option sets it.
 
     Raises:
         UsageError: unknown kind or option, an option that is missing or out of range; a warm-up that is longer
@@ -271,27 +273,27 @@ def create_schedule(
         raise UsageError("onecycle has its own warm-up: set pct_start and leave out warmup_steps")
     make = RECIPES[kind]
     _, *parameters = inspect.signature(make).parameters.values()
-    public = [p.name for p in parameters if not make.__name__.startswith("_")]
+    allowed = [] if kind in WITHOUT_OPTIONS else [p.name for p in parameters]
     for option in options:
-        if option not in public:
-            raise unknown(f"option of schedule {kind}", option, public)
+        if option not in allowed:
+            raise unknown(f"option of schedule {kind}", option, allowed)
     for p in parameters:
         if p.name in LENGTHS:
             options.setdefault(p.name, max(total_steps - warmup_steps, 1))
         elif p.default is p.empty and p.name not in options:
             raise UsageError(f"schedule {kind} needs {p.name}")
-    after = make(learning_rate, **options)
+    schedule = make(learning_rate, **options)
     if not warmup_steps:
-        return after
-    rise = _of_step(lambda s: learning_rate * (s + 1) / warmup_steps)
-    return sequential_lr([rise, after], [warmup_steps])
+        return schedule
+    warmup = _of_step(lambda s: learning_rate * (s + 1) / warmup_steps)
+    return sequential_lr([warmup, schedule], [warmup_steps])
 
 
 # -------------------------------------------------------------------------------------------------- shared
 
 
 def _of_step(rate: Schedule) -> Schedule:
-    """The step as a float, so that whole steps divide."""
+    """The schedule of a rate that takes the step as a float."""
     return lambda step: rate(jnp.asarray(step, jnp.result_type(float)))
 
 
@@ -301,7 +303,7 @@ def _check(holds: bool, message: str) -> None:
 
 
 def _one_cycle(values: Sequence[float], total_steps: int, pct_start: float, anneal_strategy: str) -> Schedule:
-    """From value to value, each annealed until its phase ends."""
+    """From one value to the next, annealed over the phase between them."""
     if anneal_strategy not in ANNEALS:
         raise unknown("anneal_strategy", anneal_strategy, ANNEALS)
     _check(total_steps >= 1, f"total_steps {total_steps} must be at least 1")
@@ -312,17 +314,19 @@ def _one_cycle(values: Sequence[float], total_steps: int, pct_start: float, anne
     if any(end == start for start, end in zip(starts, ends, strict=True)):
         raise UsageError(f"pct_start {pct_start} of {total_steps} steps leaves a phase without a step")
 
-    def rate(s):
+    phases = list(zip(starts, ends, values[:-1], values[1:], strict=True))
+
+    def anneal(s: Scalar, start: float, end: float, a: float, b: float) -> Scalar:
+        done = (s - start) / (end - start)
+        if anneal_strategy == "cos":
+            return b + (a - b) / 2 * (1 + jnp.cos(math.pi * done))
+        return (b - a) * done + a
+
+    def rate(s: Scalar) -> Scalar:
         s = jnp.minimum(s, total_steps)
-        found = None
-        for start, end, a, b in reversed(list(zip(starts, ends, values[:-1], values[1:], strict=True))):
-            done = (s - start) / (end - start)
-            here = (
-                b + (a - b) / 2 * (1 + jnp.cos(math.pi * done))
-                if anneal_strategy == "cos"
-                else (b - a) * done + a
-            )
-            found = here if found is None else jnp.where(s <= end, here, found)
-        return found
+        value = anneal(s, *phases[-1])
+        for start, end, a, b in reversed(phases[:-1]):
+            value = jnp.where(s <= end, anneal(s, start, end, a, b), value)
+        return value
 
     return _of_step(rate)
