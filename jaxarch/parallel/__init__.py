@@ -1,4 +1,4 @@
-"""Device meshes and where each array lives on them."""
+"""Device meshes, and how parameters and batches are sharded over them."""
 
 from jaxarch.parallel.mesh import make_mesh, parse_mesh, size
 from jaxarch.parallel.rules import batch_sharding, describe, shardings

@@ -1,4 +1,4 @@
-"""The device mesh: `data` splits the batch, `fsdp` batch and parameters, `tensor` matrices."""
+"""The device mesh: the batch is sharded over `data` and `fsdp`, parameters over `fsdp`, matrices over `tensor`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """`"data=2,fsdp=2,tensor=2"` as sizes by axis; axes not named are 1.
+    """`"data=2,fsdp=2,tensor=2"` as axis -> size; axes that are not named have size 1.
 
     Raises:
         UsageError: an unknown axis, one named twice, or a size that is not a positive integer.
@@ -29,7 +29,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def size(axes: Mapping[str, int]) -> int:
-    """How many devices a mesh takes."""
+    """The number of devices of a mesh."""
     return math.prod(axes.values())
 
 
@@ -37,7 +37,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     """A mesh over all devices, axes in the order data, fsdp, tensor.
 
     Raises:
-        UsageError: the sizes do not multiply to the number of devices.
+        UsageError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     if size(axes) != len(devices):

@@ -1,8 +1,8 @@
-"""Where a parameter lives follows from its path: the page's exceptions, shared patterns, then FSDP."""
+"""How a parameter is sharded follows from its path: the page's patterns, the common ones, then FSDP."""
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -10,11 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxarch.errors import UsageError
 from jaxarch.parallel.mesh import AXES
 
-# For each dimension an axis, several, or none.
+# For each dim of an array a mesh axis, several, or none.
 Axes = tuple[str | tuple[str, ...] | None, ...]
 
-# Megatron's pattern (Shoeybi et al. 2019) on our layouts, which are (in, out) for Linear: the first product of
-# a pair is split by columns, the second by rows, so that one sum between devices serves both.
+# Megatron's pattern (Shoeybi et al. 2019) for Linear weights of (in, out): the first matrix of a pair is sharded by
+# columns, the second by rows, so that one all-reduce serves both.
 TENSOR_PATTERNS: dict[str, Axes] = {
     "*attention.w_[qkv].weight": (None, "tensor"),
     "*attention.w_[qkv].bias": ("tensor",),
@@ -22,22 +22,24 @@ TENSOR_PATTERNS: dict[str, Axes] = {
     "*.ff.0.weight": (None, "tensor"),
     "*.ff.0.bias": ("tensor",),
     "*.ff.3.weight": ("tensor", None),
-    # FSDP too takes rows: the width of a row is the width of activations, whose batch fsdp splits already.
+    # FSDP shards rows too: columns are the features of activations, whose batch is sharded over fsdp already.
     "*word_embedding.weight": (("tensor", "fsdp"), None),
     "*lm_head.weight": (None, "tensor"),
 }
-# Below this a gather costs more than the memory it saves.
+# Elements; an all-gather of fewer costs more than the memory it saves.
 FSDP_MINIMUM = 1024
 
 
 def shardings(
     shapes: Mapping[str, Any], mesh: Mesh, exceptions: Mapping[str, Axes] | None = None
 ) -> dict[str, NamedSharding]:
-    """A sharding for each path of `shapes` (path -> array or shape struct).
+    """The sharding of each path of `shapes` (path -> array or shape struct).
+
+    Args:
+        exceptions: glob of paths -> axes, which take precedence over TENSOR_PATTERNS.
 
     Raises:
-        UsageError: a pattern matches nothing or names an unknown axis, or an axis does not divide its
-            dimension; path, size and axis are named.
+        UsageError: a pattern matches nothing or names an unknown axis, or an axis does not divide its dim.
     """
     exceptions = exceptions or {}
     for pattern, axes in exceptions.items():
@@ -51,11 +53,11 @@ def shardings(
 
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, Axes]) -> PartitionSpec:
     axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
-    for pattern, given in rules.items():
+    for pattern, rule in rules.items():
         if fnmatch.fnmatchcase(path, pattern):
-            if len(given) != len(shape):
-                raise UsageError(f"sharding of {path}: {len(given)} axes for shape {list(shape)}")
-            axes = list(given)
+            if len(rule) != len(shape):
+                raise UsageError(f"sharding of {path}: {len(rule)} axes for shape {list(shape)}")
+            axes = list(rule)
             break
     for size, axis in zip(shape, axes, strict=True):
         parts = math.prod(mesh.shape[a] for a in _names((axis,)))
@@ -70,16 +72,16 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, Axe
     return PartitionSpec(*axes)
 
 
-def _names(axes) -> list[str]:
-    """The axes that are named, of one dimension or several."""
+def _names(axes: Iterable[str | tuple[str, ...] | None]) -> list[str]:
+    """The mesh axes that are named, of one dim or several."""
     return [a for entry in axes if entry is not None for a in ((entry,) if isinstance(entry, str) else entry)]
 
 
 def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
-    """A batch's first axis over data and fsdp.
+    """The sharding of a batch: its first dim over data and fsdp.
 
     Raises:
-        UsageError: the batch size is not divisible by their product.
+        UsageError: the batch size is not divisible by the product of their sizes.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if size % parts:
@@ -87,12 +89,12 @@ def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def describe(shapes: Mapping[str, Any], placed: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Path, shape, axes and bytes on each device, for tables."""
+def describe(shapes: Mapping[str, Any], shardings: Mapping[str, NamedSharding]) -> list[dict[str, Any]]:
+    """A row for each path, for tables: path, shape, mesh axis of each dim ("-": not sharded), bytes per device."""
     rows = []
     for path, x in shapes.items():
-        local = placed[path].shard_shape(tuple(x.shape))
-        spec = ", ".join(str(a) if a else "-" for a in placed[path].spec) or "replicated"
-        size = math.prod(local) * x.dtype.itemsize
+        shard = shardings[path].shard_shape(tuple(x.shape))
+        spec = ", ".join(str(a) if a else "-" for a in shardings[path].spec) or "replicated"
+        size = math.prod(shard) * x.dtype.itemsize
         rows.append({"path": path, "shape": list(x.shape), "spec": spec, "bytes": size})
     return rows
