@@ -61,14 +61,14 @@ def monitored():
         params=params,
         rest=rest,
         opt_state={"model": optimizer.init(params)},
-        average={},
+        ema_params={},
     )
     mesh = make_mesh(parse_mesh("data=2,fsdp=4"))
     placed = placement(now, mesh, {})
     now = jax.device_put(now, placed)
     assert any("fsdp" in str(x.sharding.spec) for x in now.params.values())
     task = tasks.task("classification")
-    advance = step.make_train_step(graph, task, {"model": optimizer}, placed=placed, monitor=monitor)
+    advance = step.make_train_step(graph, task, {"model": optimizer}, shardings=placed, monitor=monitor)
     batch = jax.device_put(mine, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     seen = []
     for _ in range(2):
@@ -305,7 +305,7 @@ def test_a_monitored_step_knows_its_modules():
         params=params,
         rest=rest,
         opt_state={"model": optimizer.init(params)},
-        average={},
+        ema_params={},
     )
     monitor = autodiff.AutogradMonitor(model)
     advance = step.make_train_step(graph, tasks.task("classification"), optimizer, monitor=monitor)

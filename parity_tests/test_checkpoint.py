@@ -65,6 +65,19 @@ def test_there_and_back_is_bitwise(folder, tree):
     assert jax.random.bits(key) == jax.random.bits(other)
 
 
+def test_a_former_group_is_read_under_its_name_of_today(tmp_path, tree):
+    """Checkpoints of earlier versions hold the averaged parameters as `average/`."""
+    weight = tree["params"]["a.weight"]
+    checkpoint.save(tmp_path / checkpoint.FOLDER, 1, {**tree, "average": {"a.weight": weight + 1}}, ABOUT)
+    like = abstract({**tree, "ema_params": {"a.weight": weight}})
+    leaves = checkpoint.read(tmp_path / checkpoint.FOLDER / "1", like)
+    np.testing.assert_array_equal(leaves["ema_params/a.weight"], weight + 1)
+    restored = checkpoint.load(tmp_path)
+    assert restored.ema_params.keys() == {"a.weight"}
+    np.testing.assert_array_equal(restored.ema_params["a.weight"], weight + 1)
+    np.testing.assert_array_equal(restored.params["a.weight"], weight)
+
+
 def test_only_the_newest_are_kept(folder, tree):
     checkpoint.save(folder, 4, tree, ABOUT, keep=2)
     assert checkpoint.steps(folder) == [3, 4]

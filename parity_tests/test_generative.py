@@ -224,9 +224,9 @@ def test_alternating_steps_equal_torch(options):
     task = gan_task.make("discriminator", "tiny", latent=6, **options)
     rivals = gan_task.Adversaries(pairs["generator"].model, pairs["critic"].model)
     optimizers = {k: with_standard_promotion(optax.adam(rate, *betas)) for k, rate in rates.items()}
-    move = step.make_train_step(state.split(rivals).graph, task, optimizers, average=average)
+    move = step.make_train_step(state.split(rivals).graph, task, optimizers, ema=average)
     # The step takes the buffers that it is given: they are the pairs'.
-    now = jax.tree.map(np.array, step.create_state(lambda: rivals, task, optimizers, average=True))
+    now = jax.tree.map(np.array, step.create_state(lambda: rivals, task, optimizers, ema=True))
     sides = {k: pair.torch for k, pair in pairs.items()}
     adams = {k: torch.optim.Adam(m.parameters(), lr=rates[k], betas=betas) for k, m in sides.items()}
     means = {k: v.detach().clone() for k, v in sides["generator"].named_parameters()}
@@ -260,7 +260,7 @@ def test_alternating_steps_equal_torch(options):
         for slot, values in (("exp_avg", adam.mu), ("exp_avg_sq", adam.nu)):
             expected = {k: adams[name].state[p][slot] for k, p in named.items()}
             rows_close(pair, part(values, name), expected)
-    rows_close(pairs["generator"], part(now.average, "generator"), means)
+    rows_close(pairs["generator"], part(now.ema_params, "generator"), means)
 
 
 def rival_loss(

@@ -108,7 +108,7 @@ def test_no_involuntary_rematerialization(tmp_path, capfd):
     )
     batch = run.place(run.source.batch(0, 0, 8))
     advance = step.make_train_step(
-        run.graph, run.task, run.optimizers, placed=jax.tree.map(lambda x: x.sharding, run.abstract)
+        run.graph, run.task, run.optimizers, shardings=jax.tree.map(lambda x: x.sharding, run.abstract)
     )
     compiled = advance.lower(run.abstract, batch).compile()
     text = compiled.as_text()

@@ -101,7 +101,7 @@ def test_cifar_recipe_runs(archive, tmp_path):
     run = fit("resnet", recipe="cifar10", settings=settings, out=tmp_path / "run", progress=False)
     assert run.run.recipe.ema > 0
     assert {"accuracy", "loss"} <= run.metrics.keys()
-    params, average = run.state.params, run.state.average
+    params, average = run.state.params, run.state.ema_params
     assert params.keys() == average.keys()
     assert any((np.asarray(params[k]) != np.asarray(average[k])).any() for k in params)
 
@@ -128,8 +128,8 @@ def recipes():
 
 @pytest.mark.parametrize(("model", "recipe"), list(recipes()))
 def test_recipes_name_what_exists(model, recipe):
-    made, variant, _ = recipe_of(model, None, {}, recipe)
-    catalog.arguments(model, variant)
+    made, _ = recipe_of(model, None, {}, recipe)
+    catalog.arguments(model, made.variant)
     schedule_of(made)
     assert made.task in {m.name for m in __import__("pkgutil").iter_modules(tasks.__path__)}
     assert made.data in {m.name for m in __import__("pkgutil").iter_modules(data.sets.__path__)}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import chex
 import jax
@@ -97,7 +98,7 @@ def test_hand_over_in_the_middle_both_ways(twins):
             params=params,
             rest=jax.tree.map(jnp.copy, rest),
             opt_state=opt_state,
-            average={},
+            ema_params={},
         )
         found = []
         for batch in part:
@@ -238,6 +239,16 @@ def test_resumed_is_uninterrupted_bitwise(one, tmp_path):
     assert [r["loss"] for r in logged if "loss" in r] == losses_of(one)
 
 
+def test_resuming_on_another_mesh_is_reported(one, tmp_path, caplog):
+    out = tmp_path / "run"
+    shutil.copytree(one.out, out)
+    shutil.rmtree(out / checkpoint.FOLDER / "12")
+    resumed = fit("mlp", settings=QUICK, mesh=EIGHT, out=out, progress=False, resume=True)
+    assert "mesh" in caplog.text
+    assert "versions" not in caplog.text
+    np.testing.assert_allclose(losses_of(resumed), losses_of(one), rtol=1e-10)
+
+
 def test_tensorboard_holds_what_the_log_holds(one):
     from tensorboardX.proto.event_pb2 import Event
 
@@ -343,6 +354,7 @@ def test_interrupting_keeps_a_checkpoint(tmp_path, monkeypatch):
         ({"trian.lr": "1"}, "data=8", "unknown setting"),
         ({"train.steps": "0"}, "data=8", "at least 1"),
         ({"train.steps": "x"}, "data=8", "must be int"),
+        ({"train.updates": "x"}, "data=8", "cannot be set: write"),
         ({"train.optimizer": "adamv"}, "data=8", "did you mean 'adam' or 'adamw'"),
         ({"train.batch_size": "12"}, "data=8", "batch size 12 is not divisible"),
         ({"train.warmup_steps": "99", "train.steps": "5"}, "data=8", "warmup_steps 99"),

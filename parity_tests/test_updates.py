@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -66,6 +67,22 @@ def test_eight_devices_and_interruption_change_nothing(adversaries, tmp_path):
         np.testing.assert_array_equal(again.state.params[key], value)
 
 
+def test_a_checkpoint_of_an_earlier_version_resumes(adversaries, tmp_path):
+    """It names the averaged parameters `average`."""
+    cut = tmp_path / "cut"
+    shutil.copytree(adversaries.out, cut)
+    shutil.rmtree(cut / checkpoint.FOLDER / "4")
+    middle = cut / checkpoint.FOLDER / "2"
+    about = json.loads((middle / checkpoint.ABOUT).read_text())
+    leaves = {re.sub("^ema_params/", "average/", k): v for k, v in checkpoint.read(middle).items()}
+    checkpoint.write(middle, leaves, about)
+    assert any(k.startswith("average/") for k in json.loads((middle / checkpoint.SUMS).read_text())["arrays"])
+    again = short("conditional_generator", cut, settings=RIVALS, resume=True)
+    assert again.history == adversaries.history
+    for key, value in adversaries.state.ema_params.items():
+        np.testing.assert_array_equal(again.state.ema_params[key], value)
+
+
 def test_each_update_moves_its_own_half(adversaries):
     run = adversaries.run
     first, last = run.init().params, adversaries.state.params
@@ -73,10 +90,10 @@ def test_each_update_moves_its_own_half(adversaries):
     same = {k for k in first if (np.asarray(first[k]) == np.asarray(last[k])).all()}
     assert same <= {"critic.model.2.bias"}
     alone = tasks.Update(loss=None, trains="nothing.*")
-    from jaxarch.train.step import trained
+    from jaxarch.train.step import trainable_params
 
     with pytest.raises(UsageError, match=r"nothing\.\*"):
-        trained(first, alone)
+        trainable_params(first, alone)
 
 
 def test_schedules_count_steps_and_not_updates():
@@ -126,10 +143,10 @@ def test_diffusion_is_trained_and_sampled_from(tmp_path):
 
 def test_samples_come_from_the_averaged_generator(adversaries):
     last = adversaries.state
-    assert last.average.keys() == last.params.keys()
+    assert last.ema_params.keys() == last.params.keys()
     z = jax.random.normal(jax.random.split(jax.random.key(3))[0], (4, 32))
     found = {}
-    for name, weights in {"average": last.average, "params": last.params}.items():
+    for name, weights in {"average": last.ema_params, "params": last.params}.items():
         model = catalog.create_model("conditional_generator", "digits")
         of_generator = {
             k.removeprefix("generator."): v for k, v in weights.items() if k.startswith("generator.")
@@ -143,7 +160,7 @@ def test_samples_come_from_the_averaged_generator(adversaries):
 
 def test_averaged_weights_convert(adversaries, tmp_path, capsys):
     run, key = str(adversaries.out), "generator.model.2.weight"
-    files = {"average": [str(tmp_path / "a.safetensors"), "--average"], "params": [str(tmp_path / "p.pt")]}
+    files = {"ema_params": [str(tmp_path / "a.safetensors"), "--average"], "params": [str(tmp_path / "p.pt")]}
     for name, arguments in files.items():
         assert cli.main(["convert", run, *arguments]) == 0
         held = getattr(adversaries.state, name)[key]

@@ -162,7 +162,7 @@ class Trained:
     def __init__(self, folder: Path) -> None:
         self.folder, self.about = folder, checkpoint.load(folder).about
         restored = checkpoint.load(folder)
-        self.models: dict[bool, Any] = {True: restored.model(), False: restored._build()}
+        self.models: dict[bool, Any] = {True: restored.model(), False: checkpoint.build_model(self.about)}
         for model in self.models.values():
             model.eval()
         shapes = self.about["sample"].items()

@@ -60,7 +60,7 @@ def convert(
     restored = checkpoint.load(origin) if from_folder else None
     if restored is not None and target.startswith(PREFIX):
         restored = restored.merged()
-    if average and not (restored and restored.average):
+    if average and not (restored and restored.ema_params):
         raise UsageError(
             f"{origin} keeps no average of its weights: train with train.ema, or leave out --average"
         )
@@ -88,7 +88,7 @@ def convert(
     if hub is not None:
         tensors, left = hub.fitted({r.torch for r in rows})
     elif restored is not None:
-        held = {**restored.params, **(restored.average if average else {})}
+        held = {**restored.params, **(restored.ema_params if average else {})}
         held |= {k: v for k, v in restored.rest.items() if ".rngs." not in f".{k}"}
         tensors = to_torch(rows, held)
     else:

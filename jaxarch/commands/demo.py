@@ -205,7 +205,7 @@ def _step_both(run, middle: checkpoint.Restored, rows, report: Report, reference
         params=params,
         rest=rest,
         opt_state={k: o.init(params) for k, o in run.optimizers.items()},
-        average={},
+        ema_params={},
     )
     saved = checkpoint.flatten(fresh)
     moments = {k: v for k, v in middle.leaves.items() if k in saved and ".rngs." not in k}

@@ -7,6 +7,7 @@ library before anything is allocated.
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors needs
 import numpy as np
@@ -60,17 +61,28 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) ->
         raise _unknown_suffix(path)
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def load_torch_file(path: Path, kind: str = "weight") -> Any:
+    """What torch has saved in a file, on the CPU; `kind` of file is for the error message.
+
+    Raises:
+        ConversionError: the file is damaged, or loading it would run code from it.
+        UsageError: torch is not installed.
+    """
     import pickle
 
     torch = require_torch(f"reading {path.name}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
         # torch's own text recommends weights_only=False, which would run code from the file.
         has_reason = isinstance(e, (RuntimeError, OSError))
         reason = first_line(e) if has_reason else "it is damaged or holds more than tensors"
-        raise ConversionError(f"{path} is not a readable torch weight file: {reason}") from None
+        raise ConversionError(f"{path} is not a readable torch {kind} file: {reason}") from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    torch = require_torch(f"reading {path.name}")
+    content = load_torch_file(path)
     if isinstance(content, Mapping):
         for wrapper in WRAPPERS:
             if isinstance(content.get(wrapper), Mapping):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from jaxarch.errors import unknown
-from jaxarch.nn.module import wide_dtype
+from jaxarch.nn.module import accumulation_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -39,4 +39,4 @@ def lowest(dtype: jnp.dtype) -> float:
 
 def upcast(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """As float32, or as it is if that is no less precise."""
-    return x.astype(wide_dtype(x.dtype))
+    return x.astype(accumulation_dtype(x.dtype))

@@ -1,4 +1,4 @@
-"""Training: one loop with tasks, optax steps that are torch's, checkpoints that can be trusted."""
+"""Training: recipes and tasks, one loop, and checkpoints that are verified when read."""
 
 from jaxarch.versions import check_versions
 

@@ -1,7 +1,7 @@
 """Checkpoints: orbax arrays, a description that rebuilds the model, and a checksum for every file.
 
 A checkpoint is written under a temporary name and renamed when complete. Neither orbax nor safetensors
-notices a flipped byte in the data, so every file is summed when written and again before it is read.
+notices a flipped byte in the data, so a CRC-32 is stored per file and verified before a file is read.
 """
 
 import dataclasses
@@ -21,39 +21,42 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxarch import catalog, state
+from jaxarch import catalog
 from jaxarch.errors import CheckpointError
-from jaxarch.state import make_rngs
+from jaxarch.peft import lora_layers, remove_lora
+from jaxarch.state import flat, make_rngs, split, update
+from jaxarch.train import finetune, tasks
 
 ARRAYS, ABOUT, SUMS = "arrays", "about.json", "checksums.json"
 FOLDER, BEST = "checkpoints", "best"
+# Names that groups of arrays had in older checkpoints.
+FORMER_GROUPS = {"average": "ema_params"}
 
 _log = logging.getLogger(__name__)
 
 
+# ------------------------------------------------------------------------------------------------- writing
+
+
 def flatten(tree: Any) -> dict[str, Any]:
     """Any pytree as path -> leaf, for example `params/layers.0.norm1.weight` of a TrainState."""
-    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def unflatten(like: Any, leaves: Mapping[str, Any]) -> Any:
     """The tree of `like` with the leaves of `flatten`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[_path(path)], like)
-
-
-def _path(keys: tuple) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(lambda keys, _: leaves[_path(keys)], like)
 
 
 def save(folder: Path, step: int, tree: Any, about: Mapping[str, Any], *, keep: int = 3) -> Path:
-    """Write `folder/step`, then drop all but the `keep` newest.
+    """Write `folder/step`, then remove all but the `keep` newest.
 
     Args:
         tree: the pytree of arrays; typed random keys are allowed.
-        about: JSON that says what the arrays are.
+        about: JSON that describes the arrays.
 
     Raises:
-        CheckpointError: the disk refused; nothing of it is left and the older checkpoints are intact.
+        CheckpointError: it could not be written; nothing of it is left, and the older checkpoints are intact.
     """
     write(folder / str(step), tree, {**about, "step": step})
     for old in steps(folder)[:-keep]:
@@ -62,18 +65,22 @@ def save(folder: Path, step: int, tree: Any, about: Mapping[str, Any], *, keep: 
 
 
 def write(target: Path, tree: Any, about: Mapping[str, Any]) -> None:
-    """Write one checkpoint folder, replacing an older one of that name when complete."""
+    """Write one checkpoint folder, replacing an older one of that name when complete.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
     from orbax.checkpoint import v1 as ocp
 
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    leaves = {k: _plain(v) for k, v in flatten(tree).items()}
+    leaves = {k: _without_key_type(v) for k, v in flatten(tree).items()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for stale in target.parent.glob(".*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir()
         ocp.save((temporary / ARRAYS).absolute(), leaves)
-        sums = {"arrays": {k: _form(v) for k, v in leaves.items()}, "files": _sums(temporary / ARRAYS)}
+        sums = {"arrays": {k: _spec(v) for k, v in leaves.items()}, "files": _checksums(temporary / ARRAYS)}
         (temporary / SUMS).write_text(json.dumps(sums, indent=1))
         (temporary / ABOUT).write_text(json.dumps({**about, "versions": versions()}, indent=1))
         if target.exists():
@@ -85,6 +92,15 @@ def write(target: Path, tree: Any, about: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{target} could not be written: {reason}; free space or change --out") from e
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions that bitwise resume depends on."""
+    return {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "orbax-checkpoint")}
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
 def steps(folder: Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, oldest first."""
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
@@ -94,33 +110,35 @@ def read(path: Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The verified leaves of one checkpoint by path.
 
     Args:
-        like: abstract leaves with shardings to place the arrays; numpy arrays if None.
+        like: abstract leaves by path, with the shardings of the arrays to return; numpy arrays if None.
 
     Raises:
-        CheckpointError: something is missing, damaged, or not what `like` asks for.
+        CheckpointError: something is missing, damaged, or differs from `like`.
     """
     from orbax.checkpoint import v1 as ocp
 
-    stored = _verified(path)
+    on_disk = _verified(path)
+    names = {_current_name(k): k for k in on_disk}
+    stored = {k: on_disk[name] for k, name in names.items()}
     if like is not None:
-        for key, want in like.items():
-            if (found := stored.get(key)) != (wanted := _form(want)):
-                raise CheckpointError(f"{path}: {key} is {found or 'missing'}, wanted is {wanted}")
+        for key, leaf in like.items():
+            if (actual := stored.get(key)) != (expected := _spec(leaf)):
+                raise CheckpointError(f"{path}: {key} is {actual or 'missing'}, expected {expected}")
         if extra := sorted(set(stored) - set(like)):
             raise CheckpointError(f"{path} holds {extra[0]}, which the model does not have")
     try:
-        with jax.enable_x64(True):  # else 64-bit arrays would be narrowed in silence
-            abstract = {k: _abstract(v, None if like is None else like[k]) for k, v in stored.items()}
+        with jax.enable_x64(True):  # else 64-bit arrays would be cast to 32 bits without a warning
+            abstract = {names[k]: _abstract(v, None if like is None else like[k]) for k, v in stored.items()}
             loaded = ocp.load((path / ARRAYS).absolute(), abstract)
     except Exception as e:  # orbax and tensorstore raise untyped errors
         raise CheckpointError(f"{path} could not be read: {str(e).strip().splitlines()[0][:200]}") from e
     if like is None:
-        return {k: np.asarray(v) for k, v in loaded.items()}
-    return {k: _typed(v, like[k]) for k, v in loaded.items()}
+        return {k: np.asarray(loaded[name]) for k, name in names.items()}
+    return {k: _with_key_type(loaded[name], like[k]) for k, name in names.items()}
 
 
 def latest_intact(folder: Path, like: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """(step, leaves, about) of the newest intact checkpoint; a damaged one is logged and passed over.
+    """(step, leaves, about) of the newest intact checkpoint; damaged ones are logged and skipped.
 
     Raises:
         CheckpointError: there is none.
@@ -136,33 +154,64 @@ def latest_intact(folder: Path, like: Mapping[str, Any]) -> tuple[int, dict[str,
     raise CheckpointError(f"{folder}: no intact checkpoint" + (f" ({reasons[0]})" if reasons else ""))
 
 
+# ------------------------------------------------------------------------------------------------- a model
+
+
+def build_model(about: Mapping[str, Any]) -> nnx.Module:
+    """The model that a checkpoint describes, as it was before its first step: with adapters and the task's wrapper.
+
+    Args:
+        about: the description. A checkpoint of weights alone has no "recipe".
+    """
+    rngs = make_rngs(0)
+    model = catalog.create_model(about["name"], about["variant"], rngs=rngs, **about["overrides"])
+    if "recipe" not in about:
+        return model
+    recipe = about["recipe"]
+    finetune.adapt(model, recipe.get("adapters", {}), rngs)
+    sample = {k: jnp.zeros(shape, dtype) for k, (shape, dtype) in about["sample"].items()}
+    task = tasks.task(recipe["task"], **recipe["task_options"])
+    return task.wrap(model, sample, about["classes"], rngs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint on the host: where it is, what it says of itself, its parameters and other state by path."""
+    """A checkpoint on the host.
+
+    Attributes:
+        run: the folder of the run, or of the checkpoint where it belongs to none.
+        path: the folder of the checkpoint.
+        about: its description.
+        leaves: all of its arrays, by path.
+    """
 
     run: Path
     path: Path
     about: dict[str, Any]
-    params: dict[str, np.ndarray]
-    rest: dict[str, np.ndarray]
-    average: dict[str, np.ndarray]
     leaves: dict[str, np.ndarray]
+
+    @functools.cached_property
+    def params(self) -> dict[str, np.ndarray]:
+        """The parameters by path."""
+        return self._group("params")
+
+    @functools.cached_property
+    def rest(self) -> dict[str, np.ndarray]:
+        """The remaining state of the model by path."""
+        return self._group("rest")
+
+    @functools.cached_property
+    def ema_params(self) -> dict[str, np.ndarray]:
+        """The moving average of the parameters by path; empty if the run kept none."""
+        return self._group("ema_params")
+
+    def _group(self, name: str) -> dict[str, np.ndarray]:
+        prefix = f"{name}/"
+        return {k.removeprefix(prefix): v for k, v in self.leaves.items() if k.startswith(prefix)}
 
     def abstract(self) -> nnx.Module:
         """The model's structure, without memory."""
-        return nnx.eval_shape(self._build)
-
-    def _build(self) -> nnx.Module:
-        from jaxarch.train import finetune, tasks
-
-        about, rngs = self.about, make_rngs(0)
-        model = catalog.create_model(about["name"], about["variant"], rngs=rngs, **about["overrides"])
-        if "recipe" not in about:
-            return model
-        task = tasks.task(about["recipe"]["task"], **about["recipe"]["task_options"])
-        finetune.adapt(model, about["recipe"].get("adapters", {}), rngs)
-        sample = {k: jnp.zeros(shape, dtype) for k, (shape, dtype) in about["sample"].items()}
-        return task.wrap(model, sample, about["classes"], rngs)
+        return nnx.eval_shape(lambda: build_model(self.about))
 
     def model(self) -> nnx.Module:
         """The model with its weights: their moving average, if the run kept one.
@@ -170,73 +219,72 @@ class Restored:
         Raises:
             CheckpointError: the checkpoint's arrays are not the model's.
         """
-        model = self._build()
-        want = set(state.flat(nnx.state(model, nnx.Not(nnx.RngState))))
-        have = {**self.params, **self.rest, **self.average}
-        if missing := sorted(want - set(have)):
+        model = build_model(self.about)
+        paths = set(flat(nnx.state(model, nnx.Not(nnx.RngState))))
+        values = {**self.params, **self.rest, **self.ema_params}
+        if missing := sorted(paths - set(values)):
             raise CheckpointError(f"{self.path} holds no {missing[0]}: it is not a {self.about['name']}")
-        state.update(model, {k: jnp.asarray(have[k]) for k in want})
+        update(model, {k: jnp.asarray(values[k]) for k in paths})
         return model
 
     def merged(self) -> "Restored":
         """The same without adapters, each merged into its weight; itself where there are none."""
-        from jaxarch.peft import lora_layers, remove_lora
-
         if not self.about.get("recipe", {}).get("adapters"):
             return self
         model = self.model()
         for layer in lora_layers(model).values():
             layer.merge()
         remove_lora(model)
-        _, params, rest = state.split(model)
-        numpy = [{k: np.asarray(_plain(v)) for k, v in flat.items()} for flat in (params, rest)]
+        _, params, rest = split(model)
+        leaves = {
+            k: np.asarray(_without_key_type(v)) for k, v in flatten({"params": params, "rest": rest}).items()
+        }
         about = {**self.about, "recipe": {**self.about["recipe"], "adapters": {}}}
-        return dataclasses.replace(self, about=about, params=numpy[0], rest=numpy[1], average={}, leaves={})
+        return dataclasses.replace(self, about=about, leaves=leaves)
 
 
 def load(path: Path) -> Restored:
     """A checkpoint by the folder of its run (the newest intact one), or by its own folder.
 
     Raises:
-        CheckpointError: nothing is there, or it is damaged.
+        CheckpointError: there is none, or it is damaged.
     """
     path = Path(path)
     if (path / ABOUT).is_file():
-        return _restored(path, path.parent.parent if path.parent.name == FOLDER else path)
+        run = path.parent.parent if path.parent.name == FOLDER else path
+        return Restored(run, path, _json(path / ABOUT), read(path))
     folder = path / FOLDER
     if not steps(folder):
         raise CheckpointError(f"{path}: no checkpoint is there; give the folder that training wrote")
     for step in reversed(steps(folder)):
+        checkpoint = folder / str(step)
         try:
-            return _restored(folder / str(step), path)
+            return Restored(path, checkpoint, _json(checkpoint / ABOUT), read(checkpoint))
         except CheckpointError as e:
             _log.warning("%s; trying the checkpoint before it", e)
     raise CheckpointError(f"{path}: every checkpoint is damaged")
 
 
-def _restored(path: Path, run: Path) -> Restored:
-    about, leaves = _json(path / ABOUT), read(path)
-    groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "rest": {}, "average": {}}
-    for key, value in leaves.items():
-        for group, found in groups.items():
-            if key.startswith(f"{group}/"):
-                found[key.removeprefix(f"{group}/")] = value
-    return Restored(run, path, about, **groups, leaves=leaves)
+# -------------------------------------------------------------------------------------------------- shared
 
 
-@functools.cache
-def versions() -> dict[str, str]:
-    """The versions that bitwise resume depends on."""
-    return {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "orbax-checkpoint")}
+def _path(keys: tuple) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def _plain(value: Any) -> Any:
-    """A typed random key as its data; all else as it is."""
+def _current_name(key: str) -> str:
+    """The name of an array, of which an older checkpoint may have another group."""
+    group, slash, path = key.partition("/")
+    return FORMER_GROUPS.get(group, group) + slash + path
+
+
+def _without_key_type(value: Any) -> Any:
+    """The data of a typed random key; the identity for other arrays."""
     return jax.random.key_data(value) if _is_key(value) else value
 
 
-def _typed(value: Any, like: Any) -> Any:
-    """Key data as a typed key on its devices; all else as it is."""
+def _with_key_type(value: Any, like: Any) -> Any:
+    """Key data as a typed key, sharded as `like`, if that is one; else the identity."""
     return jax.device_put(jax.random.wrap_key_data(value), like.sharding) if _is_key(like) else value
 
 
@@ -244,13 +292,14 @@ def _is_key(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _form(value: Any) -> dict[str, Any]:
-    plain = jax.eval_shape(jax.random.key_data, value) if _is_key(value) else value
-    return {"shape": list(plain.shape), "dtype": str(plain.dtype)}
+def _spec(value: Any) -> dict[str, Any]:
+    """Shape and dtype of an array, or of the data of a random key, as JSON."""
+    value = jax.eval_shape(jax.random.key_data, value) if _is_key(value) else value
+    return {"shape": list(value.shape), "dtype": str(value.dtype)}
 
 
 def _abstract(stored: Mapping[str, Any], like: Any) -> jax.ShapeDtypeStruct:
-    """What orbax shall read: shape and dtype as stored, placed as `like` or, for the host, on one device."""
+    """What orbax reads: shape and dtype as stored, sharded as `like` or, for the host, on one device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if like is not None and not _is_key(like):
         sharding = like.sharding
@@ -258,34 +307,34 @@ def _abstract(stored: Mapping[str, Any], like: Any) -> jax.ShapeDtypeStruct:
 
 
 def _verified(path: Path) -> dict[str, dict[str, Any]]:
-    """Shape and dtype of every array of a checkpoint whose files are what was written."""
+    """Shape and dtype of every array of a checkpoint whose files have their checksums."""
     written = _json(path / SUMS)
     if set(written) != {"arrays", "files"}:
         raise CheckpointError(f"{path / SUMS} is damaged: it does not list arrays and files")
     try:
-        found = _sums(path / ARRAYS)
+        actual = _checksums(path / ARRAYS)
     except OSError as e:
         raise CheckpointError(f"{path} could not be read: {e}") from None
-    for name, sum_ in written["files"].items():
-        if name not in found:
+    for name, checksum in written["files"].items():
+        if name not in actual:
             raise CheckpointError(f"{path} is damaged: {ARRAYS}/{name} is missing")
-        if found[name] != sum_:
+        if actual[name] != checksum:
             raise CheckpointError(f"{path} is damaged: {ARRAYS}/{name} has changed since it was written")
     return written["arrays"]
 
 
-def _sums(folder: Path) -> dict[str, int]:
-    """CRC-32 of every file below a folder by relative path."""
+def _checksums(folder: Path) -> dict[str, int]:
+    """The CRC-32 of every file below a folder by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): _sum(p) for p in files}
+    return {p.relative_to(folder).as_posix(): _checksum(p) for p in files}
 
 
-def _sum(path: Path) -> int:
-    total = 0
+def _checksum(path: Path) -> int:
+    crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
-            total = zlib.crc32(block, total)
-    return total
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def _json(path: Path) -> dict[str, Any]:

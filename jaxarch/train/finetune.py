@@ -1,4 +1,4 @@
-"""Fine-tuning by a recipe: where the weights start, and adapters that train in their place."""
+"""Fine-tuning by a recipe: the weights to start from, and adapters that are trained in their place."""
 
 import fnmatch
 import inspect
@@ -8,36 +8,37 @@ from typing import Any
 
 from flax import nnx
 
-from jaxarch import state
 from jaxarch.convert import hub
 from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import from_torch
 from jaxarch.errors import ConversionError, UsageError, unknown
 from jaxarch.peft import Frozen, apply_lora
+from jaxarch.state import Flat, flat, join
 
 ADAPTERS = ("match", "train", *list(inspect.signature(apply_lora).parameters)[2:-1])
-# What a recipe may decide anew: the labels, what is dropped in training, how new weights are drawn.
-OWN = ("num_labels", "problem_type", "initializer_range", "output_hidden_states", "output_attentions")
+# Arguments that may differ from the folder's, besides dropout rates: labels, initialisation and what is returned.
+FREE = ("num_labels", "problem_type", "initializer_range", "output_hidden_states", "output_attentions")
 
 
-def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping[str, Any]) -> state.Flat:
-    """The weights of a hub folder by the paths of `model`, whose heads may be new: those are left out.
+def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping[str, Any]) -> Flat:
+    """The weights of a Hugging Face folder by the paths of `model`; heads that the folder lacks are left out.
 
     Args:
-        model: an architecture of the hub, abstract or not, without adapters.
-        arguments: its arguments, which must compute what the folder's config.json says.
+        init: the folder, see `hub.folder_of`.
+        model: an architecture of Hugging Face, abstract or not, without adapters.
+        arguments: its arguments, which must agree with the folder's config.json.
 
     Raises:
-        UsageError: as `folder_of`; the architecture is not the hub's; an argument is not the folder's.
+        UsageError: as `folder_of`; the architecture is not one of Hugging Face; an argument differs from the folder's.
         ConversionError: the folder is missing or damaged, or its weights do not fit.
     """
-    found = hub.read_hub(hub.folder_of(init), name)
-    for key, value in found.arguments.items():
-        if key not in OWN and "drop" not in key and arguments[key] != value:
+    folder = hub.read_hub(hub.folder_of(init), name)
+    for key, value in folder.arguments.items():
+        if key not in FREE and "drop" not in key and arguments[key] != value:
             raise UsageError(f"{init} has {key} {value}, the model {arguments[key]}: set model.{key}={value}")
-    rows, like = layout(model), state.flat(nnx.state(model))
-    tensors, _ = found.fitted({r.torch for r in rows})
-    heads = hub.FAMILIES[found.config["model_type"]].heads
+    rows, like = layout(model), flat(nnx.state(model))
+    tensors, _ = folder.fitted({r.torch for r in rows})
+    heads = hub.FAMILIES[folder.config["model_type"]].heads
     rows = [r for r in rows if r.torch in tensors or not re.match(heads, r.torch)]
     if not rows:
         raise ConversionError(f"{init} holds none of the weights of {name}")
@@ -45,10 +46,11 @@ def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping
 
 
 def adapt(model: nnx.Module, adapters: Mapping[str, Any], rngs: nnx.Rngs) -> None:
-    """Put a recipe's adapters on a model, in place; nothing where there are none.
+    """Apply a recipe's adapters to a model, in place; without adapters the model is unchanged.
 
-    They are `apply_lora`'s arguments, and `train`: patterns of further parameters that train, such as those of
-    a new head ("classifier.*"); every other weight is frozen.
+    Args:
+        adapters: the arguments of `apply_lora`, and `train`: globs joined by |, of further parameters to train, such
+            as those of a new head ("classifier.*"). Every other weight is frozen.
 
     Raises:
         UsageError: an unknown or missing setting, or a pattern without a match.
@@ -69,13 +71,13 @@ def adapt(model: nnx.Module, adapters: Mapping[str, Any], rngs: nnx.Rngs) -> Non
     settings = {k: v for k, v in adapters.items() if k not in ("match", "train")}
     apply_lora(model, adapters["match"], **settings, rngs=rngs)
     frozen = {
-        state.join((*path, key)): (module, key)
+        join((*path, key)): (module, key)
         for path, module in nnx.iter_modules(model)
         for key, value in vars(module).items()
         if isinstance(value, Frozen)
     }
     for pattern in filter(None, adapters.get("train", "").split("|")):
-        if not (hits := fnmatch.filter(frozen, pattern)):
+        if not (matches := fnmatch.filter(frozen, pattern)):
             raise unknown("frozen parameter", pattern, frozen)
-        for module, key in map(frozen.__getitem__, hits):
+        for module, key in map(frozen.__getitem__, matches):
             setattr(module, key, nnx.Param(getattr(module, key)[...]))

@@ -1,11 +1,11 @@
-"""What a run writes down: metrics.jsonl, monitor.jsonl, TensorBoard events and a progress bar."""
+"""The log of a run: metrics.jsonl, monitor.jsonl, TensorBoard events and a progress bar."""
 
 import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,18 +18,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxarch.errors import DivergenceError
 
 METRICS, MONITOR = "metrics.jsonl", "monitor.jsonl"
+Row = Mapping[str, Any]
 
 
 class MetricsLog:
-    """A context in which `log(step, metrics)` writes one line a step, a step late.
+    """A context in which `log(step, metrics)` writes one line per step, one step late.
 
-    Reading metrics in the step that made them would wait for the device; `flush` waits and writes them.
+    Reading the metrics of the step that was just dispatched would wait for the device; `flush` does wait.
 
     Args:
         out: the folder of the run.
         learning_rate: step -> the learning rate, which is written beside the metrics.
         start: the step that is resumed from; later lines of an older log are dropped.
-        bar: what is told of every line, see `progress_bar`.
+        bar: yields a function that is called with every row of training metrics, see `progress_bar`.
     """
 
     def __init__(
@@ -38,8 +39,8 @@ class MetricsLog:
         *,
         learning_rate: Callable[[int], Any],
         start: int,
-        bar: contextlib.AbstractContextManager[Callable[[Mapping[str, Any]], None]],
-    ):
+        bar: contextlib.AbstractContextManager[Callable[[Row], None]],
+    ) -> None:
         self.out, self.learning_rate = out, learning_rate
         out.mkdir(parents=True, exist_ok=True)
         self.history = read_history(out / METRICS, start)
@@ -61,16 +62,16 @@ class MetricsLog:
         self._stack.close()
 
     def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Take the metrics of a step and write those of the step before.
+        """Keep the metrics of a step and write those of the previous one.
 
         Raises:
-            DivergenceError: the loss of the step before is not finite.
+            DivergenceError: the loss of the previous step is not finite.
         """
         self.flush()
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Write the metrics of the newest step.
+        """Wait for the metrics of the newest step and write them.
 
         Raises:
             DivergenceError: its loss is not finite.
@@ -93,8 +94,8 @@ class MetricsLog:
                 file.write(json.dumps({"step": step, "update": key, **measures}) + "\n")
         self._advance(row)
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Write one line of numbers that has a "step"."""
+    def write(self, row: Row) -> None:
+        """Write one line of numbers, one of which is the "step"."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for key, value in row.items():
@@ -103,13 +104,15 @@ class MetricsLog:
 
 
 @contextlib.contextmanager
-def progress_bar(name: str, *, total: int, start: int, items: int, unit: str, show: bool):
-    """A progress bar with loss, items per second and time left; yields what to call with each row of metrics.
+def progress_bar(
+    name: str, *, total: int, start: int, items: int, unit: str, show: bool
+) -> Iterator[Callable[[Row], None]]:
+    """A progress bar with loss, items per second and time left; yields the function that takes each row of metrics.
 
     Args:
         total: the last step.
         start: the step that is resumed from.
-        items: how many items of `unit` one step takes.
+        items: the number of items in one step; `unit` is their name.
     """
     columns = (
         TextColumn(name),
@@ -123,7 +126,7 @@ def progress_bar(name: str, *, total: int, start: int, items: int, unit: str, sh
     with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
         bar = progress.add_task("", total=total, completed=start, loss=math.nan, speed=0.0, unit=unit)
 
-        def advance(row: Mapping[str, Any]) -> None:
+        def advance(row: Row) -> None:
             speed = (row["step"] - start) * items / max(time.monotonic() - begun, 1e-9)
             progress.update(bar, completed=row["step"], loss=row["loss"], speed=speed)
 
@@ -131,7 +134,7 @@ def progress_bar(name: str, *, total: int, start: int, items: int, unit: str, sh
 
 
 def read_history(path: Path, start: int) -> list[dict[str, Any]]:
-    """The training rows of a log up to a step; the file is cut there, since later steps will come again."""
+    """The training rows of a log up to the step `start`; later rows are removed, since their steps are repeated."""
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

@@ -2,8 +2,9 @@
 
 import functools
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxarch import state
 from jaxarch.autodiff import AutogradMonitor
 from jaxarch.errors import CheckpointError, UsageError
+from jaxarch.state import merge
 from jaxarch.train import checkpoint
 from jaxarch.train.log import METRICS, MetricsLog, progress_bar
 from jaxarch.train.plan import Run, prepare
 from jaxarch.train.recipe import schedule_of
-from jaxarch.train.step import TrainState, make_eval_step, make_train_step
+from jaxarch.train.step import TrainState, TrainStep, make_eval_step, make_train_step
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run left: its folder, the loss of every step, the last evaluation, and the state."""
+    """What a run returns.
+
+    Attributes:
+        out: its folder.
+        history: the row of every step in metrics.jsonl.
+        metrics: those of the last evaluation.
+        state: the state after the last step.
+        run: what it was made of.
+    """
 
     out: Path
     history: list[dict[str, Any]]
@@ -46,14 +57,14 @@ def fit(
 ) -> FitResult:
     """Train a model of the catalog by a recipe of its page, the first if none is named.
 
-    Without `mesh` the batch is split over all devices. Writes to `out`: metrics.jsonl (one line a step, floats
-    exact), TensorBoard events, checkpoints, the best checkpoint by the task's score. With `stop_at`, and when
+    Without `mesh` the batch is sharded over all devices. Writes to `out`: metrics.jsonl (one line per step, floats
+    exact), TensorBoard events, checkpoints, and the best checkpoint by the task's score. At `stop_at`, and when
     interrupted, it checkpoints and stops. With `monitor` statistics of gradients, updates and activations are
     written to monitor.jsonl at every evaluation.
 
     Raises:
-        UsageError: something that was asked for does not fit; `out` holds a run and `resume` is False.
-        CheckpointError: nothing intact to resume from, or the checkpoint could not be written.
+        UsageError: an argument does not fit; `out` holds a run and `resume` is False.
+        CheckpointError: there is no intact checkpoint to resume from, or one could not be written.
         DivergenceError: a loss was not finite; the state is not saved.
     """
     out = Path(out)
@@ -63,25 +74,21 @@ def fit(
     if not resume and (folder.exists() or (out / METRICS).exists()):
         raise UsageError(f"{out} holds a run already: continue it with --resume or choose another --out")
     run = prepare(name, variant=variant, settings=settings or {}, mesh=mesh, out=out, recipe=recipe)
-    start, train_state, about = restore(run, out) if resume else (0, run.init(), {})
+    start, state, about = restore(run, out) if resume else (0, run.init(), {})
     last = run.recipe.steps if stop_at is None else min(stop_at, run.recipe.steps)
 
     train_step, monitored_step = make_train_steps(run)
-    log = MetricsLog(
-        out,
-        learning_rate=schedule_of(run.recipe),
+    bar = progress_bar(
+        run.name,
+        total=run.recipe.steps,
         start=start,
-        bar=progress_bar(
-            run.name,
-            total=run.recipe.steps,
-            start=start,
-            items=run.recipe.batch_size * run.source.items,
-            unit=run.source.unit,
-            show=progress,
-        ),
+        items=run.recipe.batch_size * run.source.items,
+        unit=run.source.unit,
+        show=progress,
     )
+    log = MetricsLog(out, learning_rate=schedule_of(run.recipe), start=start, bar=bar)
     evaluate = Evaluation(run, out, log, best=about.get("best"), stale=about.get("stale", 0))
-    save = Checkpointing(run, out, last, evaluate, saved=start)
+    save = Checkpointing(run, out, log, evaluate, last=last, saved=start)
 
     step = start
     with log:
@@ -89,25 +96,22 @@ def fit(
             batch = run.training_batch(step)
             while step < last and not evaluate.patience_ran_out:
                 take_step = monitored_step if (step + 1) % run.recipe.eval_every == 0 else train_step
-                train_state, metrics = take_step(train_state, batch)
+                state, metrics = take_step(state, batch)
                 step += 1
                 if step < last:
-                    batch = run.training_batch(step)
+                    batch = run.training_batch(step)  # while the device computes
                 log(step, metrics)
-                if evaluate.due(step):
-                    log.flush()
-                    evaluate(step, train_state)
-                if save.due(step):
-                    log.flush()
-                    save(step, train_state)
+                if evaluate.is_due(step):
+                    evaluate(step, state)
+                if save.is_due(step):
+                    save(step, state)
         except KeyboardInterrupt:
-            log.flush()
             if step > save.saved:
-                save(step, train_state)
+                save(step, state)
             raise
-        if step == start and not evaluate.metrics:  # a finished run that is resumed
-            evaluate(step, train_state)
-    return FitResult(out, log.history, evaluate.metrics, train_state, run)
+        if not evaluate.metrics and step == start:  # a finished run that is resumed
+            evaluate(step, state)
+    return FitResult(out, log.history, evaluate.metrics, state, run)
 
 
 def restore(run: Run, out: Path) -> tuple[int, TrainState, dict[str, Any]]:
@@ -119,19 +123,26 @@ def restore(run: Run, out: Path) -> tuple[int, TrainState, dict[str, Any]]:
     """
     leaves_like = checkpoint.flatten(run.abstract)
     step, leaves, about = checkpoint.latest_intact(out / checkpoint.FOLDER, leaves_like)
+    expected = json.loads(json.dumps({**run.about(), "versions": checkpoint.versions()}))
     for key in ("name", "variant", "recipe"):
-        if about[key] != json.loads(json.dumps(run.about()[key])):
+        if about[key] != expected[key]:
             raise UsageError(
                 f"{out} was trained with another {key}: repeat its settings or choose another --out"
+            )
+    for key in ("mesh", "versions"):
+        if key in about and about[key] != expected[key]:
+            _log.warning(
+                "%s resumes with other %s, %s instead of %s: losses will not be equal in every bit",
+                out,
+                key,
+                expected[key],
+                about[key],
             )
     return step, checkpoint.unflatten(run.abstract, leaves), about
 
 
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-
-
-def make_train_steps(run: Run) -> tuple[Step, Step]:
-    """(the plain step, the step that the monitor watches); one and the same without `monitor`."""
+def make_train_steps(run: Run) -> tuple[TrainStep, TrainStep]:
+    """(the plain step, the monitored step); one and the same without `monitor`."""
     recipe = run.recipe
     make = functools.partial(
         make_train_step,
@@ -140,21 +151,27 @@ def make_train_steps(run: Run) -> tuple[Step, Step]:
         run.optimizers,
         mixed_precision=bool(recipe.mixed_precision),
         accumulate=recipe.accumulate,
-        average=recipe.ema,
+        ema=recipe.ema,
         seed=recipe.seed,
-        placed=jax.tree.map(lambda x: x.sharding, run.abstract),
+        shardings=jax.tree.map(lambda x: x.sharding, run.abstract),
     )
     train_step = make()
     if not recipe.monitor:
         return train_step, train_step
-    monitor = AutogradMonitor(state.merge(run.graph, run.abstract.params, run.abstract.rest), every=1)
-    # A step of its own for what is written: the others pay nothing.
+    monitor = AutogradMonitor(merge(run.graph, run.abstract.params, run.abstract.rest), every=1)
+    # Compiled separately, so that only the steps whose measures are written pay for them.
     return train_step, make(monitor=monitor)
 
 
 @dataclass
 class Evaluation:
-    """Evaluate every `eval_every` steps and after the last, and keep the checkpoint with the best score."""
+    """Evaluates every `eval_every` steps and after the run's last, and keeps the checkpoint of the best score.
+
+    Attributes:
+        best: the best score so far.
+        stale: the number of evaluations since then.
+        metrics: those of the last evaluation.
+    """
 
     run: Run
     out: Path
@@ -164,10 +181,10 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._sums = make_eval_step(self.run.eval_graph, self.run.task)
+        self._eval_step = make_eval_step(self.run.eval_graph, self.run.task)
 
-    def due(self, step: int) -> bool:
-        """Whether this step is followed by an evaluation."""
+    def is_due(self, step: int) -> bool:
+        """Whether an evaluation follows this step."""
         return step % self.run.recipe.eval_every == 0 or step == self.run.recipe.steps
 
     @property
@@ -176,9 +193,27 @@ class Evaluation:
         patience = self.run.recipe.patience
         return patience > 0 and self.stale >= patience
 
-    def __call__(self, step: int, train_state: TrainState) -> None:
-        """Compute the metrics over all evaluation batches."""
-        params = train_state.average or train_state.params
+    def __call__(self, step: int, state: TrainState) -> None:
+        """Compute and log the metrics over all evaluation batches.
+
+        Raises:
+            DivergenceError: the loss of the step is not finite.
+        """
+        self.log.flush()
+        task = self.run.task
+        self.metrics = {k: float(v) for k, v in task.summary(self._sums(state)).items()}
+        self.log.write({"step": step, **{f"eval_{k}": v for k, v in self.metrics.items()}})
+        key, higher_is_better = task.score
+        score = self.metrics[key]
+        if self.best is None or (score > self.best if higher_is_better else score < self.best):
+            self.best, self.stale = score, 0
+            checkpoint.write(self.out / checkpoint.BEST, state, self.about(step))
+        else:
+            self.stale += 1
+
+    def _sums(self, state: TrainState) -> dict[str, np.ndarray]:
+        """The task's sums over all evaluation batches, of the averaged parameters if there are any."""
+        params = state.ema_params or state.params
         sums: dict[str, np.ndarray] = {}
 
         def add(batch_sums: Mapping[str, Any]) -> None:
@@ -187,42 +222,46 @@ class Evaluation:
 
         pending: Mapping[str, Any] = {}
         for index, batch in enumerate(self.run.source.evaluation(self.run.recipe.batch_size)):
-            batch_sums = self._sums(params, train_state.rest, self.run.place(batch), index)
-            # Read a batch late, like the losses: a long queue of sharded work can lock virtual CPU devices up.
+            batch_sums = self._eval_step(params, state.rest, self.run.place(batch), index)
+            # Read one batch late, as losses are: a long queue of sharded work can deadlock virtual CPU devices.
             add(pending)
             pending = batch_sums
         add(pending)
-        self.metrics = {k: float(v) for k, v in self.run.task.summary(sums).items()}
-        self.log.write({"step": step, **{f"eval_{k}": v for k, v in self.metrics.items()}})
-        key, higher_is_better = self.run.task.score
-        score = self.metrics[key]
-        if self.best is None or (score > self.best if higher_is_better else score < self.best):
-            self.best, self.stale = score, 0
-            checkpoint.write(self.out / checkpoint.BEST, train_state, self.about(step))
-        else:
-            self.stale += 1
+        return sums
 
     def about(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says of itself."""
+        """The description of a checkpoint of this step."""
         return {**self.run.about(), "step": step, "best": self.best, "stale": self.stale}
 
 
 @dataclass
 class Checkpointing:
-    """Write a checkpoint every `save_every` steps, after every evaluation, and after the last step."""
+    """Writes a checkpoint every `save_every` steps, after every evaluation, and after the last step.
+
+    Attributes:
+        last: the step to stop at.
+        saved: the step of the newest checkpoint.
+    """
 
     run: Run
     out: Path
-    last: int
+    log: MetricsLog
     evaluation: Evaluation
+    last: int
     saved: int
 
-    def due(self, step: int) -> bool:
-        """Whether this step is followed by a checkpoint."""
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint follows this step."""
         every = self.run.recipe.save_every or self.run.recipe.eval_every
-        return step % every == 0 or step == self.last or self.evaluation.due(step)
+        return step % every == 0 or step == self.last or self.evaluation.is_due(step)
 
-    def __call__(self, step: int, train_state: TrainState) -> None:
-        """Write the state of this step."""
-        checkpoint.save(self.out / checkpoint.FOLDER, step, train_state, self.evaluation.about(step))
+    def __call__(self, step: int, state: TrainState) -> None:
+        """Write the state of this step.
+
+        Raises:
+            DivergenceError: the loss of the step is not finite.
+            CheckpointError: the checkpoint could not be written.
+        """
+        self.log.flush()
+        checkpoint.save(self.out / checkpoint.FOLDER, step, state, self.evaluation.about(step))
         self.saved = step

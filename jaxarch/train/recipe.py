@@ -1,9 +1,9 @@
-"""What a recipe says, with settings applied and every value filled in, and the optimizers it describes."""
+"""A recipe with settings applied and every value filled in, and the optimizers and schedules it describes."""
 
 import ast
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 from optax import GradientTransformation
 
@@ -21,13 +21,8 @@ DEFAULTS: dict[str, Any] = {
     "mixed_precision": False,
     "label_smoothing": 0.0,
 }
-TABLES = (
-    "adapters",
-    "options",
-    "task_options",
-    "optimizer_options",
-    "schedule_options",
-)  # `--set train.options.upscale=2`
+# Fields that are set entry by entry: `--set train.options.upscale=2`.
+TABLES = ("adapters", "options", "task_options", "optimizer_options", "schedule_options")
 UPDATE_FIELDS = (
     "optimizer",
     "learning_rate",
@@ -37,61 +32,40 @@ UPDATE_FIELDS = (
     "schedule",
     "schedule_options",
 )
+Schedule = Callable[[Any], Any]
 
 
 def recipe_of(
     name: str, variant: str | None, settings: Mapping[str, str], recipe: str | None = None
-) -> tuple[Recipe, str, dict[str, Any]]:
-    """A recipe of the page with settings applied and every value filled in: (recipe, variant, overrides).
+) -> tuple[Recipe, dict[str, Any]]:
+    """(a recipe of the page with settings applied and every value filled in, the model's overridden arguments).
 
-    It is the page's [train] table if none is named; the overrides are those of the model's arguments.
     Settings are `train.FIELD` (`train.lr` is the learning rate), `train.options.OPTION`,
-    `train.task_options.OPTION`, `train.adapters.SETTING` and `model.ARGUMENT`. What neither page nor
-    settings say is taken from the model's config object, then from DEFAULTS.
+    `train.task_options.OPTION`, `train.adapters.SETTING` and `model.ARGUMENT`. Values that neither page nor
+    settings give are those of the model's config object, then those of DEFAULTS.
+
+    Args:
+        variant: instead of the recipe's.
+        recipe: the name of one of the page's recipes; its [train] table if None.
 
     Raises:
-        UsageError: the page has no recipe; an unknown setting, or a value of the wrong type.
+        UsageError: the page has no recipe; an unknown setting, or a value of the wrong type or out of range.
     """
-    written = catalog.page(name).recipe(recipe)
-    fields = {f.name: f for f in dataclasses.fields(Recipe)}
-    known = catalog.arguments(name, variant or written.variant)
-    values, overrides = {}, {}
-    for key, text in settings.items():
-        room, _, field = key.partition(".")
-        field = ALIASES.get(field, field)
-        if room == "train" and field in fields and field not in TABLES:
-            values[field] = _parsed(key, text, fields[field].type)
-        elif room == "train" and field.partition(".")[0] in TABLES:
-            table, _, inner = field.partition(".")
-            values[table] = {**values.get(table, getattr(written, table)), inner: _literal(text)}
-        elif room == "train":
-            raise unknown("setting train.", field, fields)
-        elif room == "model" and field in known:
-            overrides[field] = _literal(text)
-        elif room == "model":
-            raise unknown("setting model.", field, known)
-        else:
-            raise unknown("setting", key, ["train.FIELD", "model.ARGUMENT"])
-    made = dataclasses.replace(written, **{"variant": variant or written.variant, **values})
-    arguments = catalog.arguments(name, made.variant, overrides)
-    filled = {k: arguments.get(k, default) for k, default in DEFAULTS.items() if getattr(made, k) is None}
-    made = dataclasses.replace(made, **filled)
+    page_recipe = catalog.page(name).recipe(recipe)
+    variant = variant or page_recipe.variant
+    values, overrides = _read_settings(settings, page_recipe, catalog.arguments(name, variant))
+    filled = dataclasses.replace(page_recipe, **{"variant": variant, **values})
+    arguments = catalog.arguments(name, filled.variant, overrides)
+    missing = {k: arguments.get(k, default) for k, default in DEFAULTS.items() if getattr(filled, k) is None}
+    filled = dataclasses.replace(filled, **missing)
     if "warmup_steps" not in values and "steps" in values:
-        # The page's warm-up is meant for the page's length; a shorter run warms up for all of it at most.
-        made = dataclasses.replace(made, warmup_steps=min(made.warmup_steps or 0, made.steps))
-    for field in ("steps", "batch_size", "accumulate", "eval_every"):
-        if getattr(made, field) < 1:
-            raise UsageError(f"train.{field} must be at least 1, not {getattr(made, field)}")
-    if made.batch_size % made.accumulate:
-        raise UsageError(f"train.accumulate {made.accumulate} does not divide batch_size {made.batch_size}")
-    if made.adapters and made.mixed_precision:
-        raise UsageError("train.mixed_precision leaves frozen weights as they are: do without it or adapters")
-    if not 0 <= made.ema < 1:
-        raise UsageError(f"train.ema must be in [0, 1), not {made.ema}")
-    return made, made.variant, overrides
+        # The page's warm-up is meant for the page's steps: fewer steps warm up for all of them at most.
+        filled = dataclasses.replace(filled, warmup_steps=min(filled.warmup_steps or 0, filled.steps))
+    _check(filled)
+    return filled, overrides
 
 
-def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, Any]:
+def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, GradientTransformation]:
     """The optimizer of each update of the task.
 
     Raises:
@@ -103,17 +77,17 @@ def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, Any]:
         for field in fields:
             if field not in UPDATE_FIELDS:
                 raise unknown(f"field of update {name}", field, UPDATE_FIELDS)
-    made = {}
-    for name in task.updates:
-        own = dataclasses.replace(recipe, **recipe.updates.get(name, {}))
-        made[name] = optim.create_optimizer(
-            own.optimizer,
-            learning_rate=slowed(schedule_of(own), task.updates[name].times),
-            weight_decay=own.weight_decay or 0.0,
-            max_grad_norm=own.max_grad_norm or 0.0,
-            **own.optimizer_options,
+    optimizers = {}
+    for name, update in task.updates.items():
+        update_recipe = dataclasses.replace(recipe, **recipe.updates.get(name, {}))
+        optimizers[name] = optim.create_optimizer(
+            update_recipe.optimizer,
+            learning_rate=repeated(schedule_of(update_recipe), update.times),
+            weight_decay=update_recipe.weight_decay or 0.0,
+            max_grad_norm=update_recipe.max_grad_norm or 0.0,
+            **update_recipe.optimizer_options,
         )
-    return made
+    return optimizers
 
 
 def page_optimizer(page: Page) -> GradientTransformation:
@@ -122,7 +96,7 @@ def page_optimizer(page: Page) -> GradientTransformation:
     Raises:
         UsageError: the page has no recipe, or its task has several optimizers.
     """
-    recipe, *_ = recipe_of(page.name, None, {})
+    recipe, _ = recipe_of(page.name, None, {})
     task = tasks.task(recipe.task, label_smoothing=recipe.label_smoothing or 0.0, **recipe.task_options)
     optimizers = optimizers_of(recipe, task)
     if len(optimizers) > 1:
@@ -132,8 +106,8 @@ def page_optimizer(page: Page) -> GradientTransformation:
     return next(iter(optimizers.values()))
 
 
-def schedule_of(recipe: Recipe) -> Any:
-    """The learning rate of each step of a recipe whose values are filled in."""
+def schedule_of(recipe: Recipe) -> Schedule:
+    """The learning rate as a function of the step, of a recipe whose values are filled in."""
     return optim.create_schedule(
         recipe.schedule,
         recipe.learning_rate or 0.0,
@@ -143,28 +117,75 @@ def schedule_of(recipe: Recipe) -> Any:
     )
 
 
-def slowed(schedule: Any, times: int) -> Any:
-    """The schedule of steps for an optimizer that moves `times` times in each of them."""
+def repeated(schedule: Schedule, times: int) -> Schedule:
+    """A schedule of training steps for an optimizer that is applied `times` times in each of them."""
     return schedule if times == 1 else lambda count: schedule(count // times)
 
 
+def _read_settings(
+    settings: Mapping[str, str], recipe: Recipe, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the values of the recipe's fields, those of the model's arguments) that settings give."""
+    fields = {f.name: f for f in dataclasses.fields(Recipe)}
+    values: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
+    for key, text in settings.items():
+        group, _, field = key.partition(".")
+        field = ALIASES.get(field, field)
+        table, _, entry = field.partition(".")
+        if group == "train" and table in TABLES:
+            values[table] = {**values.get(table, getattr(recipe, table)), entry: _literal(text)}
+        elif group == "train" and table == "updates":
+            raise UsageError("train.updates cannot be set: write [train.updates.NAME] on the page")
+        elif group == "train" and field in fields:
+            values[field] = _typed(key, text, fields[field].type)
+        elif group == "train":
+            raise unknown("setting train.", field, fields)
+        elif group == "model" and field in arguments:
+            overrides[field] = _literal(text)
+        elif group == "model":
+            raise unknown("setting model.", field, arguments)
+        else:
+            raise unknown("setting", key, ["train.FIELD", "model.ARGUMENT"])
+    return values, overrides
+
+
+def _check(recipe: Recipe) -> None:
+    for field in ("steps", "batch_size", "accumulate", "eval_every"):
+        if getattr(recipe, field) < 1:
+            raise UsageError(f"train.{field} must be at least 1, not {getattr(recipe, field)}")
+    if recipe.batch_size % recipe.accumulate:
+        raise UsageError(
+            f"train.accumulate {recipe.accumulate} does not divide batch_size {recipe.batch_size}"
+        )
+    if recipe.adapters and recipe.mixed_precision:
+        raise UsageError("train.mixed_precision leaves frozen weights as they are: do without it or adapters")
+    if not 0 <= recipe.ema < 1:
+        raise UsageError(f"train.ema must be in [0, 1), not {recipe.ema}")
+
+
 def _literal(text: str) -> Any:
-    lowered = {"true": True, "false": False, "none": None}
-    if text.lower() in lowered:
-        return lowered[text.lower()]
+    """A Python literal, or true, false or none in any case; other text is a string."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 
 
-def _parsed(key: str, text: str, kind: Any) -> Any:
-    """A setting's value, of the type its field has."""
+def _typed(key: str, text: str, field_type: Any) -> Any:
+    """A setting's value, of the type of its field.
+
+    Raises:
+        UsageError: it has another type.
+    """
     value = _literal(text)
-    wanted = [t for t in (int, float, bool, str) if t.__name__ in str(kind).replace("None", "")]
-    if isinstance(value, int) and not isinstance(value, bool) and float in wanted:
+    types = [t for t in get_args(field_type) or (field_type,) if t is not type(None)]
+    if type(value) is int and float in types:
         value = float(value)
-    if type(value) not in wanted:
-        names = " or ".join(t.__name__ for t in wanted)
+    if type(value) not in types:
+        names = " or ".join(t.__name__ for t in types)
         raise UsageError(f"{key}={text}: the value must be {names}")
     return value

@@ -3,82 +3,58 @@
 import contextlib
 import fnmatch
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxarch import state
+from jaxarch.autodiff.monitor import AutogradMonitor
 from jaxarch.errors import UsageError
-from jaxarch.nn import accumulation_dtype
-from jaxarch.train.tasks import Task, Update
+from jaxarch.nn.module import accumulation_dtype
+from jaxarch.state import Flat, merge, rest_of, split
+from jaxarch.train.tasks import Batch, Task, Update
 
-if TYPE_CHECKING:  # the type checker knows the standard library's decorator, not chex's
-    from dataclasses import dataclass
-
-    from jaxarch.autodiff.monitor import AutogradMonitor
-else:
-    from chex import dataclass
+Metrics: TypeAlias = dict[str, Any]
+Optimizers: TypeAlias = Mapping[str, optax.GradientTransformation] | optax.GradientTransformation
 
 
-@dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Everything that changes in training, as flat dictionaries by path.
 
-    `opt_state` has one entry for each of the task's updates; `average` is empty without averaging.
+    Attributes:
+        step: the number of steps taken.
+        params: the trainable parameters.
+        rest: the remaining state of the model: running statistics, buffers, random streams.
+        opt_state: the optimizer state of each of the task's updates.
+        ema_params: the exponential moving average of `params`; empty without averaging.
     """
 
     step: Any
     params: dict[str, Any]
     rest: dict[str, Any]
     opt_state: dict[str, Any]
-    average: dict[str, Any]
+    ema_params: dict[str, Any]
 
 
-def half(tree: Any) -> Any:
-    """Floating leaves as bfloat16."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )
-
-
-Optimizers: TypeAlias = Mapping[str, optax.GradientTransformation] | optax.GradientTransformation
-
-
-def by_update(task: Task, optimizers: Optimizers) -> Mapping[str, optax.GradientTransformation]:
-    """The optimizer of each update; one alone is that of every update."""
-    return optimizers if isinstance(optimizers, Mapping) else dict.fromkeys(task.updates, optimizers)
-
-
-def trained(params: Mapping[str, Any], update: Update) -> dict[str, Any]:
-    """The parameters that an update trains.
-
-    Raises:
-        UsageError: there are none.
-    """
-    found = {k: v for k, v in params.items() if fnmatch.fnmatchcase(k, update.trains)}
-    if not found:
-        raise UsageError(f"no parameter matches {update.trains!r}, which an update of the task trains")
-    return found
+TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def create_state(
-    build: Callable[[], nnx.Module],
-    task: Task,
-    optimizers: Optimizers,
-    *,
-    average: bool = False,
+    build: Callable[[], nnx.Module], task: Task, optimizers: Optimizers, *, ema: bool = False
 ) -> TrainState:
-    """The state before the first step. Call it under jit with `out_shardings`, and it is born sharded."""
-    _, params, rest = state.split(build())
+    """The state before the first step. Under jit with `out_shardings` it is created already sharded."""
+    _, params, rest = split(build())
     optimizers = by_update(task, optimizers)
-    opt_state = {k: optimizers[k].init(trained(params, u)) for k, u in task.updates.items()}
-    # A copy: a donated buffer may stand in the state only once.
-    copy = jax.tree.map(jnp.copy, params) if average else {}
+    opt_state = {k: optimizers[k].init(trainable_params(params, u)) for k, u in task.updates.items()}
+    # A copy: the state is donated, and a buffer can be donated only once.
+    ema_params = jax.tree.map(jnp.copy, params) if ema else {}
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, rest=rest, opt_state=opt_state, average=copy
+        step=jnp.zeros((), jnp.int32), params=params, rest=rest, opt_state=opt_state, ema_params=ema_params
     )
 
 
@@ -89,101 +65,149 @@ def make_train_step(
     *,
     mixed_precision: bool = False,
     accumulate: int = 1,
-    average: float = 0.0,
+    ema: float = 0.0,
     seed: int = 0,
-    placed: Any = None,
-    monitor: "AutogradMonitor | None" = None,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch) -> (state, {"loss", "grad_norm", ...}), both left on the device.
+    shardings: Any = None,
+    monitor: AutogradMonitor | None = None,
+) -> TrainStep:
+    """(state, batch) -> (new_state, metrics), the metrics {"loss", "grad_norm", ...} left on the device.
 
-    The task's updates are taken in order, each with its own optimizer and its own gradient at the parameters
-    that the one before left; the metrics of one among several carry its name (`loss_critic`), "loss" is then the sum.
-    With `mixed_precision` the model computes in bfloat16; parameters, moments and running statistics stay
-    as they are. With `accumulate` = k the batch is taken in k parts, one after another, and their mean
-    gradient makes one step: the batch's own gradient where every part weighs the same, as rows do.
-    With `average` = d the state keeps the exponential moving average of the parameters with decay d.
-    `placed` are the shardings of the state, which the step keeps; the compiler's choice if None. Gradients
-    of a batch are those of the whole batch, however it is sharded. What the `monitor` measures is in the
-    metrics under "monitor".
+    The task's updates are taken in order, each with its own optimizer, and gradients at the parameters that the
+    previous update returned. With several updates the metrics of each carry its name (`loss_critic`), and "loss"
+    is the sum of their losses. Gradients are those of the whole batch, however it is sharded.
+
+    Args:
+        graph: of the model in training mode.
+        optimizers: one for each update, by name, or one for all.
+        mixed_precision: compute the model in bfloat16; parameters, moments and running statistics keep their
+            dtypes.
+        accumulate: the number of parts the batch is computed in, one after another. Their mean gradient is that
+            of the batch where every part has the same weight, as parts of equally weighted rows have.
+        ema: decay of the exponential moving average of the parameters; 0 for none.
+        seed: of the random numbers that the task draws.
+        shardings: of the state, which are kept; None leaves them to the compiler.
+        monitor: its measures are in the metrics under "monitor".
     """
-
     optimizers = by_update(task, optimizers)
 
-    def part_of(update, own, params, rest, batch, at):
-        def loss_of(own):
-            whole = {**params, **own}
-            model = state.merge(graph, half(whole) if mixed_precision else whole, rest)
-            watching: Any = monitor.watch(model, at) if monitor else contextlib.nullcontext()
-            with watching as seen:
-                loss = update.loss(model, half(batch) if mixed_precision else batch)
-            loss, extra = loss if isinstance(loss, tuple) else (loss, {})
+    def grads_of_part(
+        update: Update, trainable: Flat, params: Flat, rest: Flat, batch: Batch, step: jax.Array
+    ) -> tuple[Flat, Metrics, Flat]:
+        """(grads, metrics, the remaining state) of a batch, or of one part of it."""
+
+        def loss_fn(trainable: Flat) -> tuple[jax.Array, tuple[Metrics, Flat]]:
+            full_params = {**params, **trainable}
+            model = merge(graph, cast_to_bfloat16(full_params) if mixed_precision else full_params, rest)
+            watch: Any = monitor.watch(model, step) if monitor else contextlib.nullcontext()
+            with watch as zero_activations:
+                loss = update.loss(model, cast_to_bfloat16(batch) if mixed_precision else batch)
+            loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
             if monitor:
-                extra = {**extra, "monitor": {"zero_activations": seen}}
-            return loss.astype(accumulation_dtype(loss.dtype)), (extra, state.rest_of(model))
+                metrics = {**metrics, "monitor": {"zero_activations": zero_activations}}
+            return loss.astype(accumulation_dtype(loss.dtype)), (metrics, rest_of(model))
 
-        (loss, (extra, rest)), gradients = jax.value_and_grad(loss_of, has_aux=True)(own)
-        return {"loss": loss, **extra}, gradients, rest
+        (loss, (metrics, rest)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        return grads, {"loss": loss, **metrics}, rest
 
-    def gradients_of(update, own, params, rest, batch, at):
+    def compute_grads(
+        update: Update, trainable: Flat, params: Flat, rest: Flat, batch: Batch, step: jax.Array
+    ) -> tuple[Flat, Metrics, Flat]:
+        """(grads, metrics, the remaining state), accumulated over the parts of the batch."""
         if accumulate == 1:
-            return part_of(update, own, params, rest, batch, at)
-        # Part i holds rows i, i + k, ...: each device gives some of its rows to every part.
+            return grads_of_part(update, trainable, params, rest, batch, step)
+        # Part i holds rows i, i + k, ...: each device contributes rows to every part.
         parts = {k: v.reshape(-1, accumulate, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
         first = {k: v[0] for k, v in parts.items()}
-        told, gradients, rest = part_of(update, own, params, rest, first, at)
+        grads, metrics, rest = grads_of_part(update, trainable, params, rest, first, step)
 
-        def add(carry, part):
-            told, gradients, rest = carry
-            more, extra, rest = part_of(update, own, params, rest, part, at)
-            return (*jax.tree.map(jnp.add, (told, gradients), (more, extra)), rest), None
+        def add(carry: tuple[Flat, Metrics, Flat], part: Batch) -> tuple[tuple[Flat, Metrics, Flat], None]:
+            *sums, rest = carry
+            *terms, rest = grads_of_part(update, trainable, params, rest, part, step)
+            grads, metrics = jax.tree.map(jnp.add, sums, terms)
+            return (grads, metrics, rest), None
 
         others = {k: v[1:] for k, v in parts.items()}
-        (told, gradients, rest), _ = jax.lax.scan(add, (told, gradients, rest), others)
-        told, gradients = jax.tree.map(lambda g: g / accumulate, (told, gradients))
-        return told, gradients, rest
+        (grads, metrics, rest), _ = jax.lax.scan(add, (grads, metrics, rest), others)
+        grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
+        return grads, metrics, rest
 
-    def step(before: TrainState, batch):
-        params, rest, opt_state = before.params, before.rest, dict(before.opt_state)
-        metrics: dict[str, jax.Array] = {}
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        step, params, rest, opt_state = state.step, state.params, state.rest, dict(state.opt_state)
+        metrics: Metrics = {}
         draws = 0
         for name, update in task.updates.items():
             for _ in range(update.times):
-                drawn = batch
+                update_batch = batch
                 if task.draw:
-                    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), before.step), draws)
-                    drawn, draws = task.draw(key, batch), draws + 1
-                own = trained(params, update)
-                told, gradients, rest = gradients_of(update, own, params, rest, drawn, before.step)
-                changes, opt_state[name] = optimizers[name].update(gradients, opt_state[name], own)
-                if monitor:
-                    told["monitor"] |= monitor.measure(own, gradients, changes, before.step)
-                moved = optax.apply_updates(own, changes)
+                    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), draws)
+                    update_batch, draws = task.draw(key, batch), draws + 1
+                trainable = trainable_params(params, update)
+                grads, update_metrics, rest = compute_grads(
+                    update, trainable, params, rest, update_batch, step
+                )
+                updates, opt_state[name] = optimizers[name].update(grads, opt_state[name], trainable)
+                new_params = optax.apply_updates(trainable, updates)
                 if update.bound:
-                    moved = {k: jnp.clip(v, -update.bound, update.bound) for k, v in moved.items()}
-                params = {**params, **moved}
-                told["grad_norm"] = optax.tree.norm(gradients)
-            alone = len(task.updates) == 1
-            metrics |= {k if alone else f"{k}_{name}": v for k, v in told.items()}
+                    new_params = {k: jnp.clip(v, -update.bound, update.bound) for k, v in new_params.items()}
+                params = {**params, **new_params}
+                update_metrics["grad_norm"] = optax.tree.norm(grads)
+                if monitor:
+                    update_metrics["monitor"] |= monitor.measure(trainable, grads, updates, step)
+            suffix = "" if len(task.updates) == 1 else f"_{name}"
+            metrics |= {f"{k}{suffix}": v for k, v in update_metrics.items()}
         if "loss" not in metrics:
             metrics["loss"] = jnp.stack([metrics[f"loss_{name}"] for name in task.updates]).sum()
-        kept = (
-            jax.tree.map(lambda a, p: a + (1 - average) * (p - a), before.average, params) if average else {}
+        ema_params = update_ema(state.ema_params, params, ema) if ema else {}
+        new_state = TrainState(
+            step=step + 1, params=params, rest=rest, opt_state=opt_state, ema_params=ema_params
         )
-        after = TrainState(step=before.step + 1, params=params, rest=rest, opt_state=opt_state, average=kept)
-        return after, metrics
+        return new_state, metrics
 
-    out: dict[str, Any] = {} if placed is None else {"out_shardings": (placed, None)}
-    return jax.jit(step, donate_argnums=0, **out)
+    out_shardings: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
+    return jax.jit(train_step, donate_argnums=0, **out_shardings)
 
 
-def make_eval_step(graph: nnx.GraphDef, task: Task) -> Callable[..., dict[str, jax.Array]]:
-    """(params, rest, batch, index) -> the task's sums over the batch; `graph` is that of a model in eval mode.
+def make_eval_step(graph: nnx.GraphDef, task: Task) -> Callable[[Flat, Flat, Batch, int], Metrics]:
+    """(params, rest, batch, index) -> the task's sums over the batch.
 
-    The index of the batch decides what the task draws, the same at every evaluation.
+    The index of the batch seeds the random numbers that the task draws: they are the same in every evaluation.
+
+    Args:
+        graph: of the model in evaluation mode.
     """
 
-    def count(params, rest, batch, index):
-        drawn = task.draw(jax.random.fold_in(jax.random.key(0), index), batch) if task.draw else batch
-        return task.tally(state.merge(graph, params, rest), drawn)
+    def eval_step(params: Flat, rest: Flat, batch: Batch, index: jax.Array) -> Metrics:
+        if task.draw:
+            batch = task.draw(jax.random.fold_in(jax.random.key(0), index), batch)
+        return task.tally(merge(graph, params, rest), batch)
 
-    return jax.jit(count)
+    return jax.jit(eval_step)
+
+
+def by_update(task: Task, optimizers: Optimizers) -> Mapping[str, optax.GradientTransformation]:
+    """The optimizer of each update; a single one is that of every update."""
+    return optimizers if isinstance(optimizers, Mapping) else dict.fromkeys(task.updates, optimizers)
+
+
+def trainable_params(params: Flat, update: Update) -> Flat:
+    """The parameters that an update trains.
+
+    Raises:
+        UsageError: there are none.
+    """
+    trainable = {k: v for k, v in params.items() if fnmatch.fnmatchcase(k, update.trains)}
+    if not trainable:
+        raise UsageError(f"no parameter matches {update.trains!r}, which an update of the task trains")
+    return trainable
+
+
+def update_ema(ema_params: Flat, params: Flat, decay: float) -> Flat:
+    """The exponential moving average of the parameters after one more step."""
+    return jax.tree.map(lambda average, p: average + (1 - decay) * (p - average), ema_params, params)
+
+
+def cast_to_bfloat16(tree: Any) -> Any:
+    """The tree with its floating leaves in bfloat16."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
