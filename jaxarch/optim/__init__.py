@@ -1,4 +1,4 @@
-"""Optimizers, schedules and loss scaling that take torch.optim's steps, under torch's names and defaults."""
+"""Optimizers, schedules and loss scaling that match torch.optim step for step, under its names."""
 
 from jaxarch.versions import check_versions
 

@@ -25,11 +25,11 @@ def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping
 
     Args:
         init: the folder, see `hub.folder_of`.
-        model: an architecture of Hugging Face, abstract or not, without adapters.
+        model: an architecture of the Hub, abstract or not, without adapters.
         arguments: its arguments, which must agree with the folder's config.json.
 
     Raises:
-        UsageError: as `folder_of`; the architecture is not one of Hugging Face; an argument differs from the folder's.
+        UsageError: as `folder_of`; `name` is not on the Hub; an argument differs from the folder's.
         ConversionError: the folder is missing or damaged, or its weights do not fit.
     """
     folder = hub.read_hub(hub.folder_of(init), name)
