@@ -1,8 +1,8 @@
 """Losses under torch's names, arguments and reductions; the classes, or the features, come last.
 
-Everywhere: a mean over nothing (an empty batch, all labels ignored, all weights zero) is 0, where torch gives NaN;
-infinite logits and log-probabilities count as very large finite ones, so that a masked class (-inf) adds nothing
-where its target is 0. NaN inputs give NaN. Sums are accumulated in float32 at least.
+Everywhere: a mean of no elements (an empty batch, all labels ignored, all weights zero) is 0, where torch gives NaN;
+infinite logits and log-probabilities are clipped to very large finite ones, so that a masked class (-inf) adds
+nothing where its target is 0. A NaN input gives NaN. Sums are accumulated in float32 at least.
 """
 
 from jaxarch.losses.classification import (

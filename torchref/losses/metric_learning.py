@@ -61,7 +61,7 @@ def mined_triplet_loss(
 
     "hard" (Hermans et al. 2017): each anchor with its farthest positive and its nearest negative; the mean over
     the anchors that have both. "semi_hard" (Schroff et al. 2015): each pair of anchor and positive with
-    the nearest negative beyond the positive, or the farthest negative if none is beyond; the mean over the
+    the nearest negative farther than the positive, or the farthest negative if none is; the mean over the
     pairs whose anchor has a negative. Equal distances share the gradient.
     """
     x = embeddings
