@@ -5,14 +5,20 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 from jraph import GraphsTuple
 
-from jaxarch.data import Batch, Source
+from jaxarch.data.array_source import ArraySource
+from jaxarch.data.source import Batch
 from jaxarch.errors import DataError
 
 
-def one_graph(inputs: Mapping[str, np.ndarray], label: np.ndarray, train: np.ndarray, classes: int) -> Source:
+def one_graph(
+    inputs: Mapping[str, np.ndarray],
+    label: Int[np.ndarray, " n"],
+    train: Bool[np.ndarray, " n"],
+    classes: int,
+) -> ArraySource:
     """Nodes of one graph to be classified: every batch is the whole graph, with a leading axis of 1.
 
     Args:
@@ -20,17 +26,17 @@ def one_graph(inputs: Mapping[str, np.ndarray], label: np.ndarray, train: np.nda
         label: (N,) classes of all nodes.
         train: (N,) True at the nodes whose label is known in training; the others are for testing.
     """
-    held = {k: np.asarray(v)[None] for k, v in inputs.items()}
-    return Source(
-        train={**held, "label": np.where(train, label, -100).astype(np.int32)[None]},
-        test={**held, "label": np.where(train, -100, label).astype(np.int32)[None]},
+    graph = {k: np.asarray(v)[None] for k, v in inputs.items()}
+    return ArraySource(
+        train={**graph, "label": np.where(train, label, -100).astype(np.int32)[None]},
+        test={**graph, "label": np.where(train, -100, label).astype(np.int32)[None]},
         classes=classes,
         items=len(label),
         unit="nodes",
     )
 
 
-def labelled(label: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+def labelled(label: Int[np.ndarray, " n"], per_class: int, seed: int) -> Bool[np.ndarray, " n"]:
     """(N,) True at `per_class` nodes of each class, drawn from the seed.
 
     Raises:
@@ -38,10 +44,10 @@ def labelled(label: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     """
     rng, chosen = np.random.default_rng(seed), np.zeros(len(label), bool)
     for c in np.unique(label):
-        own = np.flatnonzero(label == c)
-        if len(own) <= per_class:
-            raise DataError(f"class {c} has {len(own)} nodes: label fewer than that, not {per_class}")
-        chosen[rng.permutation(own)[:per_class]] = True
+        nodes = np.flatnonzero(label == c)
+        if len(nodes) <= per_class:
+            raise DataError(f"class {c} has {len(nodes)} nodes: label fewer than that, not {per_class}")
+        chosen[rng.permutation(nodes)[:per_class]] = True
     return chosen
 
 
@@ -65,21 +71,21 @@ def stack(graphs: Sequence[GraphsTuple]) -> Batch:
     batch = {"edge_index": index, "n_node": np.stack([real, nodes - real], 1)}
     for part, size in (("nodes", nodes), ("edges", edges)):
         for name in getattr(graphs[0], part):
-            values = [np.asarray(getattr(g, part)[name]) for g in graphs]
-            whole = np.zeros((len(graphs), size, *values[0].shape[1:]), values[0].dtype)
-            for row, value in zip(whole, values, strict=True):
-                row[: len(value)] = value
-            batch[name] = whole
+            features = [np.asarray(getattr(g, part)[name]) for g in graphs]
+            padded = np.zeros((len(graphs), size, *features[0].shape[1:]), features[0].dtype)
+            for row, feature in zip(padded, features, strict=True):
+                row[: len(feature)] = feature
+            batch[name] = padded
     return batch
 
 
-def flatten(batch: Mapping[str, Any]) -> dict[str, Array]:
+def disjoint_union(batch: Mapping[str, Array]) -> dict[str, Array]:
     """A stacked batch as one graph of B N nodes, as models take it; of its 2 B graphs the even ones are real."""
     count, nodes = batch["x"].shape[:2]
     offset = nodes * jnp.arange(count, dtype=batch["edge_index"].dtype)
     index = (batch["edge_index"] + offset[:, None, None]).swapaxes(0, 1).reshape(2, -1)
-    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items() if k not in ("edge_index", "label")}
-    return {**flat, "edge_index": index}
+    rows = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items() if k != "edge_index"}
+    return {**rows, "edge_index": index}
 
 
 def check_width(arguments: Mapping[str, Any], **widths: int) -> None:

@@ -100,7 +100,7 @@ def prepare(
     device_mesh = make_mesh(parse_mesh(mesh or f"data={jax.device_count()}"))
     batch_sharding(device_mesh, filled.batch_size)
     arguments = catalog.arguments(name, filled.variant, overrides)
-    source = data.load(filled.data, out=out, arguments=arguments, options=filled.options, seed=filled.seed)
+    source = data.load(filled.data, out=out, arguments=arguments, options=filled.options)
     task = tasks.task(filled.task, label_smoothing=filled.label_smoothing or 0.0, **filled.task_options)
     optimizers = optimizers_of(filled, task)
     sample = source.batch(filled.seed, 0, filled.batch_size)

@@ -3,13 +3,13 @@
 import io
 import pickle
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxarch.data import Batch, Source
+from jaxarch.data.array_source import ArraySource
+from jaxarch.data.source import Batch
 from jaxarch.errors import DataError, UsageError
 
 FOLDER = "cifar-10-batches-py"
@@ -18,18 +18,10 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 LARGEST = 1 << 26  # bytes; a batch of the real archive has 31 million
 
 
-def load(
-    *,
-    out: Path,
-    arguments: Mapping[str, Any],
-    seed: int,
-    path: str = "",
-    crop: int = 4,
-    flip: bool = True,
-) -> Source:
-    """Pictures (B, 32, 32, 3), each channel normalised by the training set's mean and deviation.
+def load(*, path: str = "", crop: int = 4, flip: bool = True) -> ArraySource:
+    """Images (B, 32, 32, 3), each channel normalised by the training set's mean and deviation.
 
-    `path` is `cifar-10-python.tar.gz` or the folder it unpacks to. Training pictures are shifted by up to
+    `path` is `cifar-10-python.tar.gz` or the folder it unpacks to. Training images are shifted by up to
     `crop` pixels over a black border and, with `flip`, mirrored half of the time.
 
     Raises:
@@ -51,7 +43,7 @@ def load(
         x = shifted(x, crop, -np.array(MEAN, x.dtype) / np.array(STD, x.dtype), rng)
         return {**batch, "x": mirrored(x, rng) if flip else x}
 
-    return Source(
+    return ArraySource(
         train={"x": normalized(images), "label": labels},
         test={"x": normalized(test_images), "label": test_labels},
         classes=10,
@@ -66,18 +58,18 @@ def normalized(images: np.ndarray) -> np.ndarray:
 
 
 def shifted(x: np.ndarray, most: int, black: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each picture of (B, H, W, C) cut out of itself with a black border, up to `most` pixels off centre."""
+    """Each image of (B, H, W, C) cut out of itself with a black border, up to `most` pixels off centre."""
     if not most:
         return x
     count, height, width, channels = x.shape
     bordered = np.broadcast_to(black, (count, height + 2 * most, width + 2 * most, channels)).copy()
     bordered[:, most : most + height, most : most + width] = x
-    at = rng.integers(0, 2 * most + 1, (len(x), 2))
-    return np.stack([b[i : i + height, j : j + width] for b, (i, j) in zip(bordered, at, strict=True)])
+    corners = rng.integers(0, 2 * most + 1, (len(x), 2))
+    return np.stack([b[i : i + height, j : j + width] for b, (i, j) in zip(bordered, corners, strict=True)])
 
 
 def mirrored(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half of the pictures of (B, H, W, C), drawn at random, left to right."""
+    """Half of the images of (B, H, W, C), drawn at random, left to right."""
     return np.where(rng.random(len(x))[:, None, None, None] < 0.5, x[:, :, ::-1], x)
 
 
@@ -94,20 +86,20 @@ def read_archive(path: Path) -> dict[str, bytes]:
         if missing:
             raise DataError(f"{folder} holds no {missing[0]}: unpack cifar-10-python.tar.gz there")
         return {n: (folder / n).read_bytes() for n in names}
-    found = {}
+    contents = {}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
                 if name in names and member.isfile() and member.size <= LARGEST:
-                    found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+                    contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; download cifar-10-python.tar.gz there") from None
     except (tarfile.TarError, OSError, EOFError) as e:
         raise DataError(f"{path} is no intact tar archive: {e}") from None
-    if missing := [n for n in names if n not in found]:
+    if missing := [n for n in names if n not in contents]:
         raise DataError(f"{path} holds no {missing[0]}: it is not cifar-10-python.tar.gz")
-    return found
+    return contents
 
 
 ALLOWED = {
@@ -136,5 +128,5 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     except Exception as e:  # damaged pickles raise errors of every type
         raise DataError(f"{name} is not a batch of CIFAR-10: {type(e).__name__}: {e}") from None
     if labels.shape != pixels.shape[:1] or not ((labels >= 0) & (labels < 10)).all():
-        raise DataError(f"{name} is not a batch of CIFAR-10: it has no label of 0 to 9 for each picture")
+        raise DataError(f"{name} is not a batch of CIFAR-10: it has no label of 0 to 9 for each image")
     return pixels.transpose(0, 2, 3, 1), labels

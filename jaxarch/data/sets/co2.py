@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxarch.data import Batch, Source
+from jaxarch.data.array_source import ArraySource
+from jaxarch.data.source import Batch
 from jaxarch.errors import DataError
 
 
-def load(
-    *, out: Path, arguments: Mapping[str, Any], seed: int, window: int = 36, tested: int = 120
-) -> Source:
+def load(*, arguments: Mapping[str, Any], window: int = 36, tested: int = 120) -> ArraySource:
     """Windows of monthly means and what follows them; the last `tested` months are for testing alone.
 
     Windows are counted from their last value in standard deviations of the training months: x (N, window, 1), target
@@ -33,9 +32,9 @@ def load(
         )
     scale = float(series[:cut].std())
     train = _windows(series[:cut], window, horizon, scale)
-    # The targets of a test window all lie in the tested months; what it has seen may lie before them.
+    # The targets of a test window all lie in the tested months; its inputs may lie before them.
     test = _windows(series[cut - window :], window, horizon, scale)
-    return Source(
+    return ArraySource(
         train=train,
         test=test,
         classes=0,
@@ -52,7 +51,6 @@ def _windows(series: np.ndarray, window: int, horizon: int, scale: float) -> Bat
         "x": rows[:, :window, None],
         "target": rows[:, window:].copy(),
         "scale": np.full(len(rows), scale, np.float32),
-        "label": np.zeros(len(rows), np.int32),
     }
 
 
@@ -62,11 +60,11 @@ def monthly() -> np.ndarray:
     Raises:
         DataError: statsmodels is not installed.
     """
-    found = importlib.util.find_spec("statsmodels")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("statsmodels")
+    if spec is None or spec.origin is None:
         raise DataError("the data co2 comes with the package statsmodels: pip install statsmodels")
     weeks: dict[int, list[float]] = {}
-    with open(Path(found.origin).parent / "datasets" / "co2" / "co2.csv", newline="") as file:
+    with open(Path(spec.origin).parent / "datasets" / "co2" / "co2.csv", newline="") as file:
         for row in csv.DictReader(file):
             month = int(row["date"][:4]) * 12 + int(row["date"][4:6]) - 1
             weeks.setdefault(month, [])

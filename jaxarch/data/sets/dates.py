@@ -1,13 +1,11 @@
 """Dates as people write them, and as ISO 8601 does."""
 
 import datetime
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from jaxarch.data import Batch, Source
+from jaxarch.data.array_source import ArraySource
+from jaxarch.data.source import Batch
 
 NAMES = "january february march april may june july august september october november december"
 MONTHS = NAMES.split()
@@ -18,16 +16,17 @@ FIRST, DAYS = datetime.date(1900, 1, 1), 55000
 LONGEST = 28
 
 
-def load(*, out: Path, arguments: Mapping[str, Any], seed: int, count: int = 8000) -> Source:
-    """src (N, 28) with lengths (N,), tgt (N, 11) that begins with the start sign, label (N, 11) the sign after each.
+def load(*, count: int = 8000) -> ArraySource:
+    """src (N, 28) with lengths (N,), tgt (N, 11) that begins with the start token, label (N, 11) the token after each.
 
+    A token is a character.
     A date between 1900 and 2050 in one of eight ways of writing ("Tuesday, 4 March 2003", "03/04/03" ...), and
-    as "2003-03-04" with an end sign. No day of the test pairs is in a training pair.
+    as "2003-03-04" with an end token. No day of the test pairs is in a training pair.
     """
     rng = np.random.default_rng(0)
     days = rng.permutation(DAYS)[: count + count // 5]
     test, train = np.split(days, [count // 5])
-    return Source(train=_pairs(train, rng), test=_pairs(test, rng), classes=len(SYMBOLS), unit="dates")
+    return ArraySource(train=_pairs(train, rng), test=_pairs(test, rng), classes=len(SYMBOLS), unit="dates")
 
 
 def spoken(day: datetime.date, way: int) -> str:

@@ -1,31 +1,19 @@
 """scikit-learn's handwritten digits."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
-from jaxarch.data import Batch, Source
+from jaxarch.data.array_source import ArraySource
 from jaxarch.data.sets.cifar10 import shifted
+from jaxarch.data.source import Batch
 from jaxarch.errors import UsageError
 
 
-def load(
-    *,
-    out: Path,
-    arguments: Mapping[str, Any],
-    seed: int,
-    flatten: bool = False,
-    upscale: int = 1,
-    signed: bool = False,
-    shift: int = 0,
-) -> Source:
+def load(*, flatten: bool = False, upscale: int = 1, signed: bool = False, shift: int = 0) -> ArraySource:
     """scikit-learn's 1,797 digits of 8 by 8, scaled to [0, 1]; a fifth of each class is for testing.
 
-    `upscale` repeats each pixel that many times along both axes, for nets that halve the picture often;
-    `signed` pixels are in [-1, 1], as generators with a tanh give them. Training pictures are moved by up to
-    `shift` pixels, of the upscaled picture, along both axes.
+    `upscale` repeats each pixel that many times along both axes, for models that halve the image often;
+    `signed` pixels are in [-1, 1], as generators with a tanh give them. Training images are moved by up to
+    `shift` pixels, of the upscaled image, along both axes.
 
     Raises:
         UsageError: a shift below 0, or of flat digits.
@@ -49,4 +37,4 @@ def load(
     def augment(batch: Batch, rng: np.random.Generator) -> Batch:
         return {**batch, "x": shifted(batch["x"], shift, black, rng)}
 
-    return Source(train=train, test=test, classes=10, unit="images", augment=augment if shift else None)
+    return ArraySource(train=train, test=test, classes=10, unit="images", augment=augment if shift else None)

@@ -1,26 +1,23 @@
-"""scikit-learn's digits as a graph of pictures that look alike."""
+"""scikit-learn's digits as a graph of images that look alike."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxarch import graphs
-from jaxarch.data import Source
+from jaxarch.data.array_source import ArraySource
 from jaxarch.data.graph_batches import check_width, labelled, one_graph
 
 
 def load(
     *,
-    out: Path,
     arguments: Mapping[str, Any],
-    seed: int,
     neighbours: int = 10,
     per_class: int = 9,
     split: int = 0,
     pooled: bool = False,
-) -> Source:
+) -> ArraySource:
     """1,797 digits of 64 pixels, each joined with its nearest `neighbours` both ways.
 
     Args:

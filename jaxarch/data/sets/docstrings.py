@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxarch.convert.hub import folder_of
-from jaxarch.data import Batch, Source
+from jaxarch.data.array_source import ArraySource
+from jaxarch.data.source import Batch, Source
 from jaxarch.errors import DataError, UsageError, unknown
 
 # Top-level packages and modules; what is in none of them is left out.
@@ -44,22 +45,20 @@ _sentences = re.compile(r"(?<=[.!?:])\s+|\n\s*\n")
 
 def load(
     *,
-    out: Path,
     arguments: Mapping[str, Any],
-    seed: int,
     form: str = "words",
     length: int = 64,
     sentences: int = 6,
     minimum: int = 40,
     tokenizer: str = "",
-) -> Source:
+) -> ArraySource:
     """Docstrings of at least `minimum` characters, labelled by one of PARTS; every fifth file is for testing.
 
     `form` "words": ids (N, length), lengths (N,). "characters": x (N, length, 70), one-hot. "sentences": ids
     (N, sentences, length). Words are those of the training files in the order of their frequency, as many as
     the model's vocab_size; 0 is padding, 1 any other word. "tokens": input_ids and attention_mask (N, length)
-    by the `tokenizer` of a folder of the hub, `hf:FOLDER` or `package:NAME/FOLDER`. A text that stands in a
-    training file is in no test file's share. `extra` holds the parts' names, the vocabulary and the texts.
+    by the `tokenizer` of a Hugging Face folder, `hf:FOLDER` or `package:NAME/FOLDER`. A text that stands in
+    a training file is not tested on. `extra` holds the parts' names, the vocabulary and the texts.
 
     Raises:
         UsageError: unknown form; "tokens" without a tokenizer, or the reverse.
@@ -74,19 +73,19 @@ def load(
     if form in ("words", "sentences"):
         counts = Counter(word for text, _ in train for word in split(text))
         words = ["", "?", *(word for word, _ in counts.most_common(arguments["vocab_size"] - 2))]
-    numbers = {word: i for i, word in enumerate(words)}
+    word_ids = {word: i for i, word in enumerate(words)}
     parts = []
     for pairs in (train, test):
         if form == "words":
-            batch = as_words([text for text, _ in pairs], numbers, length)
+            batch = as_words([text for text, _ in pairs], word_ids, length)
         elif form == "tokens":
             batch = _as_tokens(pairs, folder_of(tokenizer), arguments["vocab_size"], length)
         elif form == "sentences":
-            batch = _as_sentences(pairs, numbers, sentences, length)
+            batch = _as_sentences(pairs, word_ids, sentences, length)
         else:
             batch = _as_characters(pairs, length)
         parts.append({**batch, "label": np.array([label for _, label in pairs], np.int32)})
-    return Source(
+    return ArraySource(
         train=parts[0],
         test=parts[1],
         classes=len(PARTS),
@@ -108,7 +107,7 @@ def texts(minimum: int = 40) -> tuple[list[tuple[str, int]], list[tuple[str, int
 def pages(minimum: int = 40) -> tuple[list[tuple[str, int, bool]], list[tuple[str, int, bool]]]:
     """As `texts`, each with whether it documents a function or method rather than a class or module."""
     folder = Path(sysconfig.get_path("stdlib"))
-    found: tuple[dict[str, tuple[int, bool]], dict[str, tuple[int, bool]]] = ({}, {})
+    by_split: tuple[dict[str, tuple[int, bool]], dict[str, tuple[int, bool]]] = ({}, {})
     for label, names in enumerate(PARTS.values()):
         files = [
             f
@@ -123,13 +122,13 @@ def pages(minimum: int = 40) -> tuple[list[tuple[str, int, bool]], list[tuple[st
         for i, file in enumerate(files):
             for text, called in _docstrings(file.read_text(encoding="utf-8", errors="replace")):
                 if len(text) >= minimum:
-                    found[i % 5 == 4].setdefault(text, (label, called))
-    train, test = found
+                    by_split[i % 5 == 4].setdefault(text, (label, called))
+    train, test = by_split
     return [(k, *v) for k, v in train.items()], [(k, *v) for k, v in test.items() if k not in train]
 
 
 def split(text: str) -> list[str]:
-    """A text as lower-case words, numbers and signs."""
+    """A text as lower-case words, numbers and punctuation marks."""
     return _words.findall(text.lower())
 
 
@@ -150,8 +149,8 @@ def baselines(source: Source) -> dict[str, float]:
     counter = CountVectorizer(analyzer=split, max_features=5000)
     x = np.log1p(counter.fit_transform(train))
     model = LogisticRegression(C=1.0, max_iter=300).fit(x, train_labels)
-    found = model.score(np.log1p(counter.transform(test)), test_labels)
-    return {"majority": float(np.mean(np.array(test_labels) == majority)), "bag of words": float(found)}
+    accuracy = model.score(np.log1p(counter.transform(test)), test_labels)
+    return {"majority": float(np.mean(np.array(test_labels) == majority)), "bag of words": float(accuracy)}
 
 
 def _docstrings(source: str) -> Iterator[tuple[str, bool]]:
@@ -166,23 +165,24 @@ def _docstrings(source: str) -> Iterator[tuple[str, bool]]:
                 yield text, isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
-def as_words(texts: Sequence[str], numbers: Mapping[str, int], length: int) -> Batch:
+def as_words(texts: Sequence[str], word_ids: Mapping[str, int], length: int) -> Batch:
+    """ids (N, length) and lengths (N,) of texts; a text without a word has one of padding."""
     ids, lengths = np.full((len(texts), length), PAD, np.int32), np.ones(len(texts), np.int32)
     for row, text in enumerate(texts):
-        found = [numbers.get(word, UNKNOWN) for word in split(text)[:length]]
-        ids[row, : len(found)] = found
-        lengths[row] = max(len(found), 1)
+        known = [word_ids.get(word, UNKNOWN) for word in split(text)[:length]]
+        ids[row, : len(known)] = known
+        lengths[row] = max(len(known), 1)
     return {"ids": ids, "lengths": lengths}
 
 
 def _as_sentences(
-    pairs: list[tuple[str, int]], numbers: Mapping[str, int], sentences: int, length: int
+    pairs: list[tuple[str, int]], word_ids: Mapping[str, int], sentences: int, length: int
 ) -> Batch:
     ids = np.full((len(pairs), sentences, length), PAD, np.int32)
     for row, (text, _) in enumerate(pairs):
         for i, words in enumerate(in_sentences(text)[:sentences]):
-            found = [numbers.get(word, UNKNOWN) for word in words[:length]]
-            ids[row, i, : len(found)] = found
+            known = [word_ids.get(word, UNKNOWN) for word in words[:length]]
+            ids[row, i, : len(known)] = known
     return {"ids": ids}
 
 
@@ -191,22 +191,22 @@ def _as_tokens(pairs: list[tuple[str, int]], folder: Path, vocab: int, length: i
 
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise DataError(f"{file}: no tokenizer; give the folder of a model of the hub")
+        raise DataError(f"{file}: no tokenizer; give the folder of a Hugging Face model")
     tokenizer = tokenizers.Tokenizer.from_file(str(file))
     if tokenizer.get_vocab_size() > vocab:
         raise DataError(f"{file} has {tokenizer.get_vocab_size()} tokens, the model {vocab}")
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length)
-    found = tokenizer.encode_batch([text for text, _ in pairs])
-    ids, mask = (np.array([getattr(e, k) for e in found], np.int32) for k in ("ids", "attention_mask"))
+    encodings = tokenizer.encode_batch([text for text, _ in pairs])
+    ids, mask = (np.array([getattr(e, k) for e in encodings], np.int32) for k in ("ids", "attention_mask"))
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def _as_characters(pairs: list[tuple[str, int]], length: int) -> Batch:
-    place = {symbol: i for i, symbol in enumerate(SYMBOLS)}
-    # Halves keep the one-hot rows small; the loop makes them as wide as the model's numbers.
+    index = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+    # float16 keeps the one-hot rows small; training casts them to the model's dtype.
     x = np.zeros((len(pairs), length, len(SYMBOLS) + 1), np.float16)
     for row, (text, _) in enumerate(pairs):
-        codes = [place.get(c, len(SYMBOLS)) for c in text.lower()[:length]]
+        codes = [index.get(c, len(SYMBOLS)) for c in text.lower()[:length]]
         x[row, np.arange(len(codes)), codes] = 1
     return {"x": x}

@@ -3,22 +3,20 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxarch.data import Batch, Source
+from jaxarch.data.array_source import ArraySource
 from jaxarch.data.sets import docstrings
+from jaxarch.data.source import Batch
 
 HEADS = ("part", "function", "ease")
 _vowels = re.compile(r"[aeiouy]+")
 _words = re.compile(r"[a-z]+")
 
 
-def load(
-    *, out: Path, arguments: Mapping[str, Any], seed: int, minimum: int = 80, hidden: float = 0.2
-) -> Source:
+def load(*, arguments: Mapping[str, Any], minimum: int = 80, hidden: float = 0.2) -> ArraySource:
     """Words (N, max_length) of docstrings of at least `minimum` characters, and three facts about each page.
 
     target_part: which part of the library it documents; target_function: whether it documents a function or
@@ -36,25 +34,24 @@ def load(
     mean, deviation = float(eases[0].mean()), float(eases[0].std())
     parts: list[Batch] = []
     for pairs, ease in zip((train, test), eases, strict=True):
-        found = docstrings.as_words([text for text, *_ in pairs], numbers, length)
+        tokens = docstrings.as_words([text for text, *_ in pairs], numbers, length)
         steps = np.arange(length)[None]
         parts.append(
             {
-                "input_ids": found["ids"],
-                "attention_mask": (steps < found["lengths"][:, None]).astype(np.int32),
+                "input_ids": tokens["ids"],
+                "attention_mask": (steps < tokens["lengths"][:, None]).astype(np.int32),
                 "target_part": np.array([part for _, part, _ in pairs], np.int32),
                 "target_function": np.array([called for *_, called in pairs], np.float32),
                 "target_ease": ((ease - mean) / deviation).astype(np.float32),
-                "label": np.zeros(len(pairs), np.int32),
             }
         )
 
     def hide(batch: Batch, rng: np.random.Generator) -> Batch:
         ids = batch["input_ids"]
-        gone = (rng.random(ids.shape) < hidden) & (ids != docstrings.PAD)
-        return {**batch, "input_ids": np.where(gone, docstrings.UNKNOWN, ids)}
+        masked = (rng.random(ids.shape) < hidden) & (ids != docstrings.PAD)
+        return {**batch, "input_ids": np.where(masked, docstrings.UNKNOWN, ids)}
 
-    return Source(
+    return ArraySource(
         train=parts[0],
         test=parts[1],
         classes=len(docstrings.PARTS),
@@ -81,23 +78,23 @@ def reading_ease(text: str) -> float:
     return float(np.clip(ease, 0, 100))
 
 
-def baselines(source: Source) -> dict[str, float]:
+def baselines(source: ArraySource) -> dict[str, float]:
     """On the test pages: the most frequent answer, and linear models on counts of the words that are shown."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
     def bags(batch: Batch) -> np.ndarray:
-        x = np.zeros((len(batch["label"]), len(source.extra["words"])), np.float32)
+        x = np.zeros((len(batch["input_ids"]), len(source.extra["words"])), np.float32)
         rows = np.repeat(np.arange(len(x)), batch["input_ids"].shape[1])
         np.add.at(x, (rows, batch["input_ids"].ravel()), batch["attention_mask"].ravel())
         return np.log1p(x)
 
     x, y = bags(source.train), bags(source.test)
-    found = {}
+    scores = {}
     for head in HEADS[:2]:
-        known, wanted = source.train[f"target_{head}"], source.test[f"target_{head}"]
-        values, counts = np.unique(known, return_counts=True)
-        found[f"most frequent {head}"] = float((wanted == values[counts.argmax()]).mean())
-        found[f"linear {head}"] = float(LogisticRegression(max_iter=300).fit(x, known).score(y, wanted))
+        train, test = source.train[f"target_{head}"], source.test[f"target_{head}"]
+        values, counts = np.unique(train, return_counts=True)
+        scores[f"most frequent {head}"] = float((test == values[counts.argmax()]).mean())
+        scores[f"linear {head}"] = float(LogisticRegression(max_iter=300).fit(x, train).score(y, test))
     ridge = Ridge(30.0).fit(x, source.train["target_ease"])
-    found["linear ease"] = float(ridge.score(y, source.test["target_ease"]))
-    return found
+    scores["linear ease"] = float(ridge.score(y, source.test["target_ease"]))
+    return scores

@@ -1,18 +1,17 @@
 """Zachary's karate club. Zachary 1977, doi:10.1086/jar.33.4.3629752."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxarch import graphs
-from jaxarch.data import Source
+from jaxarch.data.array_source import ArraySource
 from jaxarch.data.graph_batches import check_width, one_graph
 from jaxarch.errors import DataError
 
 
-def load(*, out: Path, arguments: Mapping[str, Any], seed: int, pooled: bool = False) -> Source:
+def load(*, arguments: Mapping[str, Any], pooled: bool = False) -> ArraySource:
     """34 members, who saw whom, and which of two clubs each chose when it split; only the two leaders' are known.
 
     The features say who a member is and no more. `pooled`: for models that pool, each node is its own graph.

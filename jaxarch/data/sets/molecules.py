@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxarch import graphs
-from jaxarch.data import Source
+from jaxarch.data.array_source import ArraySource
 from jaxarch.data.graph_batches import check_width, stack
 from jaxarch.errors import DataError
 
@@ -17,13 +17,11 @@ FEATURES = len(ELEMENTS) + 1 + 5 + 5 + 2 + 3  # element or another, degree, hydr
 
 def load(
     *,
-    out: Path,
     arguments: Mapping[str, Any],
-    seed: int,
     count: int = 5000,
     most_atoms: int = 32,
     fingerprints: int = 0,
-) -> Source:
+) -> ArraySource:
     """The first `count` compounds of the National Cancer Institute's set, without hydrogens; a fifth is for testing.
 
     Nodes are atoms with their element, degree, hydrogens, charge, ring and hybridisation, edges are bonds both
@@ -44,20 +42,18 @@ def load(
     lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()[:count]
     with rdBase.BlockLogs():  # the set holds molecules that rdkit refuses, each with a message
         parsed = [Chem.MolFromSmiles(line.split()[0]) for line in lines if "." not in line.split()[0]]
-    kept = [m for m in parsed if m is not None and 1 < m.GetNumAtoms() <= most_atoms]
-    batch = stack([graph_of(m) for m in kept])
-    batch["target"] = np.array([rdMolDescriptors.CalcCrippenDescriptors(m)[0] for m in kept], np.float32)
-    batch["label"] = np.zeros(len(kept), np.int32)  # what marks the rows that fill up the last batch
+    molecules = [m for m in parsed if m is not None and 1 < m.GetNumAtoms() <= most_atoms]
+    batch = stack([graph_of(m) for m in molecules])
+    batch["target"] = np.array([rdMolDescriptors.CalcCrippenDescriptors(m)[0] for m in molecules], np.float32)
     extra: dict[str, Any] = {}
-    test = np.zeros(len(kept), bool)
-    test[np.random.default_rng(0).permutation(len(kept))[: len(kept) // 5]] = True
+    test = np.zeros(len(molecules), bool)
+    test[np.random.default_rng(0).permutation(len(molecules))[: len(molecules) // 5]] = True
     if fingerprints:
-        made = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=fingerprints)
-        bits = np.stack([made.GetFingerprintAsNumPy(m) for m in kept])
+        generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=fingerprints)
+        bits = np.stack([generator.GetFingerprintAsNumPy(m) for m in molecules])
         extra = {"train": bits[~test], "test": bits[test]}
-    train = {k: v[~test] for k, v in batch.items()}
-    return Source(
-        train=train,
+    return ArraySource(
+        train={k: v[~test] for k, v in batch.items()},
         test={k: v[test] for k, v in batch.items()},
         classes=1,
         unit="molecules",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxarch.data import Source
+from jaxarch.data.array_source import ArraySource
 from jaxarch.data.graph_batches import check_width, labelled, one_graph
 from jaxarch.errors import DataError
 
@@ -22,13 +22,11 @@ WIDTH = 128
 
 def load(
     *,
-    out: Path,
     arguments: Mapping[str, Any],
-    seed: int,
     per_class: int = 5,
     split: int = 0,
     blind: bool = False,
-) -> Source:
+) -> ArraySource:
     """Modules and classes of twelve packages; the label is the package, the features hashed words.
 
     Relations are imports (module to module), defines (module to class) and inherits (class to class), each
@@ -46,15 +44,15 @@ def load(
     folder = Path(sysconfig.get_path("stdlib"))
     if missing := [p for p in PACKAGES if not (folder / p / "__init__.py").is_file()]:
         raise DataError(f"the standard library at {folder} lacks {missing[0]}: install Python's full package")
-    words, links, label = knowledge(folder)
-    place = {name: i for i, name in enumerate(words)}
+    words, links, label = read_graph(folder)
+    index = {name: i for i, name in enumerate(words)}
     x = np.zeros((len(words), WIDTH), np.float32)
-    for row, own in zip(x, words.values(), strict=True):
-        for word in own:
+    for row, of_node in zip(x, words.values(), strict=True):
+        for word in of_node:
             row[zlib.crc32(word.encode()) % WIDTH] += 1
     x = np.log1p(x)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
-    ends = np.array([(place[a], place[b]) for a, _, b in links], np.int32).T
+    ends = np.array([(index[a], index[b]) for a, _, b in links], np.int32).T
     kind = np.array([RELATIONS.index(r) for _, r, _ in links], np.int32)
     inputs = {
         "x": x,
@@ -65,7 +63,7 @@ def load(
     return one_graph(inputs, target, labelled(target, per_class, split), len(PACKAGES))
 
 
-def knowledge(folder: Path) -> tuple[dict[str, list[str]], list[tuple[str, str, str]], dict[str, int]]:
+def read_graph(folder: Path) -> tuple[dict[str, list[str]], list[tuple[str, str, str]], dict[str, int]]:
     """Words of each node, links (source, relation, target), and each node's package."""
     trees = dict(_modules(folder))
     words, label, raw = {}, {}, []
@@ -82,9 +80,9 @@ def knowledge(folder: Path) -> tuple[dict[str, list[str]], list[tuple[str, str, 
                 origin = ".".join([*base, *([node.module] if node.module else [])])
                 raw += [(module, "imports", o) for o in {origin, *(f"{origin}.{a.name}" for a in node.names)}]
                 scope |= {a.asname or a.name: f"{origin}.{a.name}" for a in node.names}
-        own = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-        scope |= {node.name: f"{module}.{node.name}" for node in own}
-        for node in own:
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        scope |= {node.name: f"{module}.{node.name}" for node in classes}
+        for node in classes:
             name = f"{module}.{node.name}"
             words[name], label[name] = _words(node), package
             raw.append((module, "defines", name))

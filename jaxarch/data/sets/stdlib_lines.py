@@ -4,20 +4,20 @@ import ast
 import io
 import sysconfig
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from jaxarch.data import Batch, Source
+from jaxarch.data.array_source import ArraySource
+from jaxarch.data.source import Batch
 from jaxarch.errors import DataError
 
 KINDS = ("code", "comment", "docstring")
 LINE, SYMBOLS = 80, 96
 
 
-def load(*, out: Path, arguments: Mapping[str, Any], seed: int, per_class: int = 6000) -> Source:
+def load(*, per_class: int = 6000) -> ArraySource:
     """Lines of the standard library as one-hot characters (T=80, 96 symbols) with their lengths.
 
     The label says whether a line is code, a comment or inside a docstring; markers that give it away (the
@@ -40,10 +40,11 @@ def load(*, out: Path, arguments: Mapping[str, Any], seed: int, per_class: int =
         pairs = []
         for label, kind in enumerate(KINDS):
             lines = sorted(set(by_kind[kind]))
-            keep = rng.permutation(len(lines))[:count]
-            pairs += [(lines[i], label) for i in keep]
+            pairs += [(lines[i], label) for i in rng.permutation(len(lines))[:count]]
         parts.append(_encoded(pairs))
-    return Source(train=parts[1], test=parts[0], classes=len(KINDS), unit="lines", extra={"kinds": KINDS})
+    return ArraySource(
+        train=parts[1], test=parts[0], classes=len(KINDS), unit="lines", extra={"kinds": KINDS}
+    )
 
 
 def _lines(source: str) -> Iterator[tuple[str, str]]:
