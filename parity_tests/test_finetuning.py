@@ -60,13 +60,11 @@ def settings_of(folder, **more):
 
 def test_tokens_of_a_folder(pretrained, few_texts):
     options = {"form": "tokens", "tokenizer": f"hf:{pretrained}", "length": 5}
-    source = data.load("docstrings", out=None, arguments={"vocab_size": 40}, options=options, seed=0)
+    source = data.load("docstrings", out=None, arguments={"vocab_size": 40}, options=options)
     found = source.train["input_ids"][0]
     assert [("[PAD]", "[UNK]", *LETTERS)[i] for i in found] == list("concu")
     assert source.test["attention_mask"].shape == (12, 5)
-    longer = data.load(
-        "docstrings", out=None, arguments={"vocab_size": 40}, options=options | {"length": 40}, seed=0
-    )
+    longer = data.load("docstrings", out=None, arguments={"vocab_size": 40}, options=options | {"length": 40})
     np.testing.assert_array_equal(
         longer.train["attention_mask"].sum(1), [len(t) for t, _ in source.extra["train"]]
     )
@@ -76,9 +74,9 @@ def test_tokens_of_a_folder(pretrained, few_texts):
         ({"tokenizer": "hf:/nowhere"}, DataError, "no tokenizer"),
     ):
         with pytest.raises(error, match=what):
-            data.load("docstrings", out=None, arguments={"vocab_size": 40}, options=options | changed, seed=0)
+            data.load("docstrings", out=None, arguments={"vocab_size": 40}, options=options | changed)
     with pytest.raises(DataError, match="38 tokens, the model 30"):
-        data.load("docstrings", out=None, arguments={"vocab_size": 30}, options=options, seed=0)
+        data.load("docstrings", out=None, arguments={"vocab_size": 30}, options=options)
 
 
 def test_only_adapters_and_the_head_train(pretrained, few_texts, first_devices, tmp_path):

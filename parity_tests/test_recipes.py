@@ -32,7 +32,7 @@ def archive(tmp_path_factory):
 
 
 def options(path, **more):
-    return {"out": path.parent, "arguments": {}, "options": {"path": str(path), **more}, "seed": 0}
+    return {"out": path.parent, "arguments": {}, "options": {"path": str(path), **more}}
 
 
 def test_cifar_is_read_and_augmented(archive):
@@ -57,7 +57,7 @@ def test_cifar_is_read_and_augmented(archive):
 
 
 def test_digits_are_shifted(tmp_path):
-    given = {"out": tmp_path, "arguments": {}, "seed": 0}
+    given = {"out": tmp_path, "arguments": {}}
     plain = data.load("digits", **given, options={"upscale": 2, "signed": True}).batch(0, 3, 8)["x"]
     source = data.load("digits", **given, options={"upscale": 2, "signed": True, "shift": 1})
     bordered = np.pad(plain, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-1)
@@ -75,7 +75,7 @@ def test_digits_are_shifted(tmp_path):
 
 def test_archives_that_are_none(archive, tmp_path):
     with pytest.raises(UsageError, match=r"train\.options\.path"):
-        data.load("cifar10", out=tmp_path, arguments={}, options={}, seed=0)
+        data.load("cifar10", out=tmp_path, arguments={}, options={})
     with pytest.raises(DataError, match="no such file"):
         data.load("cifar10", **options(tmp_path / "none.tar.gz"))
     (tmp_path / "text").write_text("no archive")

@@ -310,13 +310,13 @@ def _stepped(run, now, batch):
 
 
 def test_nan_is_named_and_never_saved(tmp_path, monkeypatch):
-    batches = data.Source.batch
+    batches = data.ArraySource.batch
 
     def poisoned(self, seed, at, size):
         batch = batches(self, seed, at, size)
         return {**batch, "x": batch["x"] * np.nan} if at == 6 else batch
 
-    monkeypatch.setattr(data.Source, "batch", poisoned)
+    monkeypatch.setattr(data.ArraySource, "batch", poisoned)
     with pytest.raises(DivergenceError, match="the loss of step 7 is nan"):
         fit("mlp", settings=QUICK, mesh="data=8", out=tmp_path / "run", progress=False)
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [4]
@@ -333,14 +333,14 @@ def test_early_stopping_and_best(tmp_path):
 
 
 def test_interrupting_keeps_a_checkpoint(tmp_path, monkeypatch):
-    batches = data.Source.batch
+    batches = data.ArraySource.batch
 
     def interrupted(self, seed, at, size):
         if at == 7:
             raise KeyboardInterrupt
         return batches(self, seed, at, size)
 
-    monkeypatch.setattr(data.Source, "batch", interrupted)
+    monkeypatch.setattr(data.ArraySource, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit("mlp", settings=QUICK, mesh="data=8", out=tmp_path / "run", progress=False)
     assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 7

@@ -24,9 +24,7 @@ def few_pages(monkeypatch):
 
 
 def test_help_pages(few_pages):
-    source = data.load(
-        "help_pages", out=None, arguments={"max_length": 6, "vocab_size": 30}, options={}, seed=0
-    )
+    source = data.load("help_pages", out=None, arguments={"max_length": 6, "vocab_size": 30}, options={})
     batch = source.train
     np.testing.assert_array_equal(batch["target_part"], np.tile(np.arange(6), 3))
     np.testing.assert_array_equal(batch["target_function"], np.repeat([0, 1, 0], 6))
@@ -71,7 +69,7 @@ def test_heads_are_counted_over_real_rows():
         "target_a": jnp.asarray([1, 1, 1, 1]),
         "target_b": jnp.asarray([1.0, 0.0, 0.0, 1.0]),
         "target_c": jnp.asarray([1.0, 2.0, 6.0, 9.0]),
-        "label": jnp.asarray([0, 0, 0, -100]),
+        "valid": jnp.asarray([True, True, True, False]),
     }
     found = multi_task.summary({k: np.asarray(v) for k, v in multi_task.tally(Heads(), batch).items()})
     wanted = {"accuracy_a": 2 / 3, "accuracy_b": 2 / 3, "r2_c": 1 - 9 / 14}
@@ -89,7 +87,7 @@ def test_the_heads_train(few_pages, tmp_path):
 def test_dates_are_written_greedily(tmp_path):
     settings = QUICK | {"train.options.count": "40", "model.d_model": "16", "model.n_layers": "1"}
     run = fit("transformer", settings=settings, out=tmp_path / "run", progress=False)
-    assert {"exact", "signs", "loss"} == run.metrics.keys()
+    assert {"exact", "characters", "loss"} == run.metrics.keys()
     assert catalog.arguments("transformer", "dates")["vocab_size"] == len(dates.SYMBOLS)
 
 
@@ -104,8 +102,8 @@ def test_translations_count_only_when_whole(monkeypatch):
     monkeypatch.setattr(translation, "translate", echo)
     task = tasks.task("translation", bos=7)
     src = jnp.asarray([[3, 4, 2], [3, 3, 2], [4, 4, 2]])
-    label = jnp.asarray([[3, 4, 2], [3, 4, 2], [-100] * 3])
-    found = task.summary(task.tally(logits, {"src": src, "tgt": src, "label": label}))
-    # Five signs of six, at the loss of nine and of none.
+    label, valid = jnp.asarray([[3, 4, 2], [3, 4, 2], [3, 4, 2]]), jnp.asarray([True, True, False])
+    found = task.summary(task.tally(logits, {"src": src, "tgt": src, "label": label, "valid": valid}))
+    # Five characters of six, at the loss of nine and of none.
     least = float(np.log1p(4 * np.exp(-9.0)))
-    assert found == pytest.approx({"exact": 0.5, "signs": 5 / 6, "loss": least + 9 / 6})
+    assert found == pytest.approx({"exact": 0.5, "characters": 5 / 6, "loss": least + 9 / 6})

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jaxarch import catalog, cli, state
-from jaxarch.commands.sample import pictures, sample, write_sheet
+from jaxarch.commands.sample import sample, to_images, write_sheet
 from jaxarch.convert.files import read_tensors
 from jaxarch.errors import DivergenceError, UsageError
 from jaxarch.parallel import make_mesh
@@ -127,6 +127,8 @@ def test_samples_are_those_of_their_seed(tmp_path):
     np.testing.assert_array_equal(again, sample(run.out, 3, seed=4))
     assert again.shape == (3, 8, 8, 1)
     assert not np.array_equal(again, sample(run.out, 3, seed=5))
+    with pytest.raises(UsageError, match="--guidance has no effect on a model of the task vae"):
+        sample(run.out, 3, guidance=2.0)
 
 
 def test_diffusion_is_trained_and_sampled_from(tmp_path):
@@ -152,7 +154,7 @@ def test_samples_come_from_the_averaged_generator(adversaries):
             k.removeprefix("generator."): v for k, v in weights.items() if k.startswith("generator.")
         }
         state.update(model, of_generator)
-        found[name] = pictures(model(z, jax.numpy.arange(4)))
+        found[name] = to_images(model(z, jax.numpy.arange(4)))
     drawn = sample(adversaries.out, 4, seed=3)
     np.testing.assert_allclose(drawn, found["average"], rtol=1e-6)
     assert np.abs(drawn - found["params"]).max() > 1e-3
@@ -208,6 +210,20 @@ def test_sampling_says_what_is_wrong(adversaries, tmp_path, capsys):
     assert "no generative model" in capsys.readouterr().err
 
 
+def test_samplers_know_their_tasks_options():
+    class Decoder:
+        decode = staticmethod(lambda z: z)
+
+    assert tasks.task("classification").sample is None
+    labels, key = jax.numpy.arange(3), jax.random.key(0)
+    assert tasks.task("vae", latent=5).sample(Decoder(), {}, key, labels).shape == (3, 5)
+    generator = mock.Mock(side_effect=lambda z, noise, labels: (z.shape, noise.shape, labels.shape))
+    sampler = tasks.task("gan", latent=4, noise=7, conditional=True).sample
+    assert sampler(mock.Mock(generator=generator), {}, key, labels) == ((3, 4), (3, 7), (3,))
+    with pytest.raises(UsageError, match="no prior to sample from"):
+        tasks.task("vq_vae").sample(None, {}, key, labels)
+
+
 def test_frechet_distance(caplog):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6))
@@ -230,9 +246,9 @@ def test_frechet_distance(caplog):
 
 
 def test_pictures_are_square_and_bounded(tmp_path):
-    assert pictures(np.full((2, 16), 3.0)).shape == (2, 4, 4, 1)
-    assert pictures(np.full((2, 16), 3.0)).max() == 1
+    assert to_images(np.full((2, 16), 3.0)).shape == (2, 4, 4, 1)
+    assert to_images(np.full((2, 16), 3.0)).max() == 1
     with pytest.raises(UsageError, match="no square"):
-        pictures(np.zeros((2, 15)))
+        to_images(np.zeros((2, 15)))
     write_sheet(tmp_path / "a.png", np.zeros((3, 4, 4, 3)))
     assert json.dumps(sorted(p.name for p in tmp_path.iterdir())) == '["a.png"]'

@@ -10,7 +10,6 @@ sampling uses one fixed seed.
 """
 
 import argparse
-import importlib
 import json
 import platform
 import tempfile
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from jaxarch.commands.sample import pictures, write_sheet
+from jaxarch.commands.sample import to_images, write_sheet
 from jaxarch.data.sets import digits
 from jaxarch.train import checkpoint, fit, quality, tasks
 
@@ -152,7 +151,7 @@ def judge(folder: Path) -> Judge:
     fit("mlp", out=folder, progress=False)
     model = checkpoint.load(folder).model()
     model.eval()
-    source = digits.load(out=folder, arguments={}, seed=0)
+    source = digits.load()
     return Judge(model, dict(source.test), dict(source.train))
 
 
@@ -172,18 +171,18 @@ class Trained:
     def samples(self, labels: np.ndarray, *, trained: bool = True) -> np.ndarray:
         """An image (N, 8, 8, 1) for each label."""
         recipe = self.about["recipe"]
-        module: Any = importlib.import_module(f"{tasks.__name__}.{recipe['task']}")
+        task: Any = tasks.task(recipe["task"], **recipe["task_options"])
         more = {"guidance": GUIDANCE, "steps": STEPS} if recipe["task"] == "denoising" else {}
-        options, key = recipe["task_options"], jax.random.key(SEED)
-        samples = module.sample(self.models[trained], options, self.sample, key, jnp.asarray(labels), **more)
-        return downscale(pictures(samples))
+        key = jax.random.key(SEED)
+        samples = task.sample(self.models[trained], self.sample, key, jnp.asarray(labels), **more)
+        return downscale(to_images(samples))
 
     def reconstructed(self, images: np.ndarray, *, trained: bool = True) -> np.ndarray:
         """Images (N, 8, 8, 1) encoded and decoded again, without noise."""
         model, x = self.models[trained], jnp.asarray(images, jnp.float32)
         if self.about["name"] == "vae":
-            return pictures(2 * model.decode(model.encode(x.reshape(len(x), -1))[0]) - 1)
-        return downscale(pictures(model(self.upscale(images))[0]))
+            return to_images(2 * model.decode(model.encode(x.reshape(len(x), -1))[0]) - 1)
+        return downscale(to_images(model(self.upscale(images))[0]))
 
     def upscale(self, images: np.ndarray) -> jax.Array:
         """Images (N, 8, 8, 1) in [0, 1] in the model's size and range."""
@@ -220,7 +219,7 @@ def interpolate(model: Any, images: np.ndarray, columns: int = 10) -> np.ndarray
     mu = model.encode(jnp.asarray(images.reshape(len(images), -1), jnp.float32))[0]
     share = jnp.linspace(0, 1, columns)[None, :, None]
     between = mu[:-1, None] * (1 - share) + mu[1:, None] * share
-    return pictures(2 * model.decode(between.reshape(-1, mu.shape[1])) - 1)
+    return to_images(2 * model.decode(between.reshape(-1, mu.shape[1])) - 1)
 
 
 def draw_curves(path: Path, runs: dict[str, Trained]) -> None:

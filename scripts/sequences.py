@@ -39,9 +39,9 @@ def smooth(values: list[float], width: int = 20) -> list[float]:
     return [float(np.mean(values[max(0, i - width + 1) : i + 1])) for i in range(len(values))]
 
 
-def source(run: Path, name: str, arguments: dict[str, Any], **options: Any) -> data.Source:
+def source(run: Path, name: str, arguments: dict[str, Any], **options: Any) -> Any:
     """A data set, with the tokenizer of the run where it has one."""
-    return data.load(name, out=run, arguments=arguments, options=options, seed=0)
+    return data.load(name, out=run, arguments=arguments, options=options)
 
 
 def draw_forecast(run: Path) -> str:
@@ -109,7 +109,7 @@ CURVES: Curves = {  # figure: its metrics by run, and their label
         "test perplexity of masked tokens",
     ),
     "frames": ({"conv_lstm": "eval_mse"}, "squared error of the next frame"),
-    "dates": ({"seq2seq_rnn": "eval_signs"}, "right characters, free-running"),
+    "dates": ({"seq2seq_rnn": "eval_characters"}, "right characters, free-running"),
     "co2": ({"gru_forecaster": "eval_mae"}, "mean absolute error, ppm"),
     "trajectory": ({"neural_ode": "loss"}, "training loss"),
 }

@@ -46,7 +46,7 @@ def draw_dates(run: Path) -> str:
     src = jnp.asarray(dates.encode(examples, dates.LONGEST))
     for text, ids in zip(examples, translate(model, src, 11, bos_token_id=1, eos_token_id=2), strict=True):
         print(f"{text} -> {''.join(dates.SYMBOLS[i] for i in ids)}")
-    lines = {"whole dates": rows(run, "eval_exact"), "characters": rows(run, "eval_signs")}
+    lines = {"whole dates": rows(run, "eval_exact"), "characters": rows(run, "eval_characters")}
     return html.curves(lines, xlabel="step", ylabel="accuracy on the test dates, greedy")
 
 

@@ -46,4 +46,4 @@ def continue_text(
         key=jax.random.key(seed) if temperature > 0 else None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return tokenizer.decode(tokens[0].tolist(), skip_special_tokens=True)
+    return str(tokenizer.decode(tokens[0].tolist(), skip_special_tokens=True))

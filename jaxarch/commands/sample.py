@@ -1,6 +1,5 @@
-"""Pictures from a trained generative model, and sheets of them."""
+"""Images from a trained generative model, and sheets of them."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 from jaxarch import data
 from jaxarch.errors import UsageError
@@ -26,68 +26,69 @@ def sample(
     guidance: float | None = None,
     steps: int | None = None,
     progress: Callable[[Array], None] | None = None,
-) -> np.ndarray:
-    """n pictures (n, H, W, C) in [0, 1] from a run of a generative recipe; the same for the same seed.
+) -> Float[np.ndarray, "n h w c"]:
+    """n images (n, H, W, C) in [0, 1] from a run of a generative recipe; the same for the same seed.
 
     Args:
         label: the class of all; without it the classes take turns.
-        guidance, steps: of diffusion models.
+        guidance: the classifier-free guidance scale of a diffusion model (1 = off).
+        steps: of a diffusion model's sampler.
+        progress: called with the number of each step of it.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
-        UsageError: the run was not generative, or an argument that its model does not take.
+        UsageError: the run was not generative, or an argument that its task does not take.
     """
     if n < 1:
         raise UsageError(f"n must be at least 1, not {n}")
     restored = checkpoint.load(Path(path))
-    recipe = restored.about.get("recipe", {"task": "classification"})
-    module: Any = importlib.import_module(f"{tasks.__name__}.{recipe['task']}")
-    if not hasattr(module, "sample"):
+    recipe = restored.about.get("recipe", {"task": "classification", "task_options": {}})
+    sampler = tasks.task(recipe["task"], **recipe["task_options"]).sample
+    if sampler is None:
         raise UsageError(f"{path} holds no generative model: its task is {recipe['task']}")
-    takes = inspect.signature(module.sample).parameters
-    given: dict[str, Any] = {"guidance": guidance, "steps": steps}
-    for key, value in given.items():
-        if value is not None and key not in takes:
-            raise UsageError(f"--{key} has no effect on a model of the task {recipe['task']}: leave it out")
-    given |= {"progress": progress} if "progress" in takes else {}
+    parameters = inspect.signature(sampler).parameters
+    settings: dict[str, Any] = {"guidance": guidance, "steps": steps}
+    for name, value in settings.items():
+        if value is not None and name not in parameters:
+            raise UsageError(f"--{name} has no effect on a model of the task {recipe['task']}: leave it out")
+    settings |= {"progress": progress} if "progress" in parameters else {}
     classes = restored.about["classes"]
     if label is not None and not 0 <= label < classes:
         raise UsageError(f"class {label} is out of range: it must be in [0, {classes})")
     labels = jnp.arange(n) % classes if label is None else jnp.full((n,), label)
-    shapes = {
+    like = {
         k: jnp.zeros(shape, data.working_dtype(dtype))
         for k, (shape, dtype) in restored.about["sample"].items()
     }
     model = restored.model()
     model.eval()
-    found = module.sample(
-        model,
-        recipe["task_options"],
-        shapes,
-        jax.random.key(seed),
-        labels,
-        **{k: v for k, v in given.items() if v is not None},
-    )
-    return pictures(found)
+    settings = {k: v for k, v in settings.items() if v is not None}
+    return to_images(sampler(model, like, jax.random.key(seed), labels, **settings))
 
 
-def pictures(rows: Any) -> np.ndarray:
-    """(N, H, W, C) in [0, 1] of pictures or square rows in [-1, 1]."""
+def to_images(rows: ArrayLike) -> Float[np.ndarray, "n h w c"]:
+    """(N, H, W, C) in [0, 1] from images or square rows in [-1, 1].
+
+    Raises:
+        UsageError: the length of the rows is not a square.
+    """
     x = np.clip((np.asarray(rows, np.float32) + 1) / 2, 0, 1)
     if x.ndim == 2:
         side = round(x.shape[1] ** 0.5)
         if side * side != x.shape[1]:
-            raise UsageError(f"rows of {x.shape[1]} numbers are no square pictures")
+            raise UsageError(f"rows of {x.shape[1]} numbers are no square images")
         x = x.reshape(len(x), side, side, 1)
     return x
 
 
-def write_sheet(path: str | Path, images: np.ndarray, *, columns: int = 10, zoom: int = 6) -> None:
-    """Pictures (N, H, W, 1 or 3) in [0, 1] as one PNG, `columns` in a row, each pixel `zoom` wide.
+def write_sheet(
+    path: str | Path, images: Float[np.ndarray, "n h w c"], *, columns: int = 10, zoom: int = 6
+) -> None:
+    """Images (N, H, W, 1 or 3) in [0, 1] as one PNG, `columns` in a row, each pixel `zoom` wide.
 
     Raises:
         UsageError: the file's name does not end in .png.
-        ConversionError: the disk refused.
+        ConversionError: the file could not be written.
     """
     from matplotlib.image import imsave
 

@@ -1,10 +1,9 @@
-"""How far generated samples are from real ones, as sums that add up over batches."""
+"""How far generated samples are from real ones, by sums that add up over batches."""
 
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -41,22 +40,12 @@ def frechet_distance(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndar
 
 
 def compared(sums: Mapping[str, Any]) -> dict[str, float]:
-    """The Frechet distance of the "fake" from the "real" rows, and the ratio of their spreads.
+    """The Frechet distance of the "fake" from the "real" rows, and the ratio of their variances.
 
-    A spread far below the real one is logged as a collapse.
+    A variance far below the real one is logged as a collapse.
     """
     real, fake = moments(sums, "real"), moments(sums, "fake")
     spread = float(np.trace(fake[1]) / np.trace(real[1]))
     if spread < COLLAPSED:
         _log.warning("the samples vary %.3f times as much as the data: the generator has collapsed", spread)
     return {"frechet": frechet_distance(real, fake), "spread": spread}
-
-
-def counted(batch: Mapping[str, Any], dtype: Any) -> Array:
-    """(B,) 1 for rows of an evaluation batch that count, 0 for those that fill it up."""
-    return (batch["label"] != -100).astype(dtype)
-
-
-def clean_labels(batch: Mapping[str, Any]) -> Array:
-    """The labels with 0 for those that do not count."""
-    return jnp.maximum(batch["label"], 0)

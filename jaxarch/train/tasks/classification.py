@@ -3,32 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
 from jaxtyping import Array
 
 from jaxarch.losses import cross_entropy
-from jaxarch.train.tasks import Batch, Task, Update, inputs_of
+from jaxarch.train.tasks import IGNORE_INDEX, Batch, Score, Task, Update, inputs_of, valid_labels
 
 
 def make(label_smoothing: float = 0.0) -> Task:
     """Cross-entropy on the labels (-100 is ignored), scored by accuracy."""
 
-    def loss(model: nnx.Module, batch: Batch) -> Array:
+    def loss(model: Any, batch: Batch) -> Array:
         return cross_entropy(logits_of(model, batch), batch["label"], label_smoothing=label_smoothing)
 
-    return Task(updates={"model": Update(loss=loss)}, tally=count, summary=accuracy, score=("accuracy", True))
+    return Task(
+        updates={"model": Update(loss=loss)},
+        tally=tally,
+        summary=accuracy,
+        score=Score("accuracy", higher_is_better=True),
+    )
 
 
 def logits_of(model: Any, batch: Batch) -> Array:
-    """The model's output, or what it calls "logits", as the hub's models do."""
+    """The model's output, or its "logits" where it is a mapping, as for Hugging Face models."""
     outputs = model(**inputs_of(batch))
     return outputs["logits"] if isinstance(outputs, Mapping) else outputs
 
 
-def count(model: nnx.Module, batch: Batch) -> dict[str, Array]:
+def tally(model: Any, batch: Batch) -> dict[str, Array]:
     """Sums of the loss, the correct predictions and the labels that count."""
-    logits, label = logits_of(model, batch), batch["label"]
-    total = (label != -100).sum().astype(logits.dtype)
+    logits, label = logits_of(model, batch), valid_labels(batch)
+    total = (label != IGNORE_INDEX).sum().astype(logits.dtype)
     correct = (logits.argmax(-1) == label).sum().astype(logits.dtype)
     return {"loss": cross_entropy(logits, label) * total, "correct": correct, "count": total}
 

@@ -6,17 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from jaxarch.diffusion import Diffusion, ddim_sample, drop_labels, guided
-from jaxarch.train.quality import clean_labels, counted
-from jaxarch.train.tasks import Batch, Task, Update
+from jaxarch.train.tasks import Batch, Score, Task, Update, valid_weights
 
 
 def make(steps: int = 1000, schedule: str = "cosine", prediction: str = "epsilon", drop: float = 0.1) -> Task:
-    """Squared error of the predicted noise (or v) at random times; scored by it on the test pictures.
+    """Squared error of the predicted noise (or v) at random times; scored by it on the test images.
 
-    A model with classes sees the label, but in a part `drop` of the rows the null class instead.
+    A model with classes is given the label, but in a share `drop` of the rows the null class instead.
 
     Raises:
         UsageError: unknown schedule or prediction.
@@ -24,53 +23,57 @@ def make(steps: int = 1000, schedule: str = "cosine", prediction: str = "epsilon
     diffusion = Diffusion(steps, schedule, prediction)
 
     def draw(key: jax.Array, batch: Batch) -> Batch:
-        x, (at, noise, kept) = batch["x"], jax.random.split(key, 3)
+        x, (time_key, noise_key, drop_key) = batch["x"], jax.random.split(key, 3)
         return {
             **batch,
-            "t": jax.random.randint(at, x.shape[:1], 0, steps),
-            "noise": jax.random.normal(noise, x.shape, x.dtype),
-            "kept": jax.random.uniform(kept, x.shape[:1], x.dtype),
+            "t": jax.random.randint(time_key, x.shape[:1], 0, steps),
+            "noise": jax.random.normal(noise_key, x.shape, x.dtype),
+            "uniform": jax.random.uniform(drop_key, x.shape[:1], x.dtype),
         }
 
-    def errors(model: Any, batch: Batch, rate: float) -> Array:
+    def errors(model: Any, batch: Batch, rate: float) -> Float[Array, " b"]:
         x, t, noise = batch["x"], batch["t"], batch["noise"]
         labels = None
         if model.num_classes:
-            labels = drop_labels(clean_labels(batch), batch["kept"], rate, model.num_classes)
-        found = model(diffusion.q_sample(x, t, noise), t, labels)
-        return ((found - diffusion.target(x, t, noise)) ** 2).mean((1, 2, 3))
+            labels = drop_labels(batch["label"], batch["uniform"], rate, model.num_classes)
+        predicted = model(diffusion.q_sample(x, t, noise), t, labels)
+        return ((predicted - diffusion.target(x, t, noise)) ** 2).mean((1, 2, 3))
 
     def loss(model: Any, batch: Batch) -> Array:
         return errors(model, batch, drop).mean()
 
     def tally(model: Any, batch: Batch) -> dict[str, Array]:
-        weight = counted(batch, batch["x"].dtype)
+        weight = valid_weights(batch, batch["x"].dtype)
         return {"error": (errors(model, batch, 0.0) * weight).sum(), "count": weight.sum()}
 
-    def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
-        return {"loss": sums["error"] / sums["count"]}
-
     return Task(
-        updates={"model": Update(loss=loss)}, tally=tally, summary=summary, score=("loss", False), draw=draw
+        updates={"model": Update(loss=loss)},
+        tally=tally,
+        summary=summary,
+        score=Score("loss", higher_is_better=False),
+        draw=draw,
+        sample=functools.partial(sample, diffusion),
     )
 
 
+def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean squared error."""
+    return {"loss": sums["error"] / sums["count"]}
+
+
 def sample(
+    diffusion: Diffusion,
     model: Any,
-    task_options: Mapping[str, Any],
-    sample: Batch,
+    like: Batch,
     key: jax.Array,
-    labels: Array,
+    labels: Int[Array, " n"],
     *,
     guidance: float = 1.0,
     steps: int = 50,
     progress: Callable[[Array], None] | None = None,
-) -> Array:
-    """Pictures in [-1, 1] for labels (N,), by DDIM in one compiled scan."""
-    known = {k: v for k, v in task_options.items() if k != "drop"}
-    diffusion = Diffusion(**{"steps": 1000, "schedule": "cosine", **known})
-    x = jax.random.normal(key, (len(labels), *sample["x"].shape[1:]), sample["x"].dtype)
-
+) -> Float[Array, "n h w c"]:
+    """Images in [-1, 1] for labels (N,), by DDIM in one compiled scan."""
+    x = jax.random.normal(key, (len(labels), *like["x"].shape[1:]), like["x"].dtype)
     if model.num_classes:
         predict = guided(model, labels.astype(jnp.int32), model.num_classes, guidance)
     else:

@@ -1,22 +1,22 @@
 """A classifier that learns from a larger one. Hinton et al. 2015, arXiv:1503.02531."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
-from flax import nnx
 from jaxtyping import Array
 
 from jaxarch import state
 from jaxarch.errors import UsageError
 from jaxarch.losses import distillation_loss
 from jaxarch.train import checkpoint
-from jaxarch.train.tasks import Batch, Task, Update, classification, inputs_of
+from jaxarch.train.tasks import Batch, Score, Task, Update, classification, inputs_of
 
 
 def make(teacher: str = "", temperature: float = 4.0, alpha: float = 0.9) -> Task:
-    """`alpha` times the divergence from the teacher at `temperature`, the rest cross-entropy on the labels.
+    """`alpha` times the divergence from the teacher at `temperature`, and 1 - `alpha` of the labels' cross-entropy.
 
-    `teacher` is the folder of a finished run, whose model is kept in eval mode and sees the same inputs.
+    `teacher` is the folder of a finished run, whose model is in eval mode and is given the same inputs.
 
     Raises:
         UsageError: no teacher.
@@ -24,18 +24,19 @@ def make(teacher: str = "", temperature: float = 4.0, alpha: float = 0.9) -> Tas
     """
     if not teacher:
         raise UsageError("distillation needs a trained model: --set train.task_options.teacher=DIR")
-    large = checkpoint.load(Path(teacher)).model()
-    large.eval()
-    graph, params, rest = state.split(large)
+    teacher_model = checkpoint.load(Path(teacher)).model()
+    teacher_model.eval()
+    graph, params, rest = state.split(teacher_model)
 
-    def loss(model: nnx.Module, batch: Batch) -> Array:
+    def loss(model: Any, batch: Batch) -> Array:
         inputs = inputs_of(batch)
-        soft = jax.lax.stop_gradient(state.merge(graph, params, rest)(**inputs))
+        merged: Any = state.merge(graph, params, rest)
+        soft = jax.lax.stop_gradient(merged(**inputs))
         return distillation_loss(model(**inputs), soft, batch["label"], temperature=temperature, alpha=alpha)
 
     return Task(
         updates={"model": Update(loss=loss)},
-        tally=classification.count,
+        tally=classification.tally,
         summary=classification.accuracy,
-        score=("accuracy", True),
+        score=Score("accuracy", higher_is_better=True),
     )

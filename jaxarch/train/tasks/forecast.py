@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxarch.train.quality import counted
-from jaxarch.train.tasks import Batch, Task, Update
+from jaxarch.train.tasks import Batch, Score, Task, Update, valid_weights
 
 
 def make(season: int = 12) -> Task:
@@ -18,20 +16,26 @@ def make(season: int = 12) -> Task:
     that value plus the last season's growth (drift); `mae_last`, `mae_seasonal`, `mae_drift` are their errors.
     """
 
-    def loss(model: nnx.Module, batch: Batch) -> Array:
+    def loss(model: Any, batch: Batch) -> Array:
         return ((model(batch["x"]) - batch["target"]) ** 2).mean()
 
-    def tally(model: nnx.Module, batch: Batch) -> dict[str, Array]:
-        target, weight = batch["target"], counted(batch, batch["x"].dtype)
-        found = {"mae": model(batch["x"]), **baselines(batch["x"][..., 0], target.shape[1], season)}
-        sums = {k: (jnp.abs(v - target).mean(-1) * batch["scale"] * weight).sum() for k, v in found.items()}
-        error = ((found["mae"] - target) ** 2).mean(-1)
+    def tally(model: Any, batch: Batch) -> dict[str, Array]:
+        x, target, weight = batch["x"], batch["target"], valid_weights(batch, batch["x"].dtype)
+        forecasts = {"mae": model(x), **baselines(x[..., 0], target.shape[1], season)}
+        scale = batch["scale"]
+        sums = {k: (jnp.abs(v - target).mean(-1) * scale * weight).sum() for k, v in forecasts.items()}
+        error = ((forecasts["mae"] - target) ** 2).mean(-1)
         return {**sums, "loss": (error * weight).sum(), "count": weight.sum()}
 
     def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v / sums["count"] for k, v in sums.items() if k != "count"}
 
-    return Task(updates={"model": Update(loss=loss)}, tally=tally, summary=summary, score=("mae", False))
+    return Task(
+        updates={"model": Update(loss=loss)},
+        tally=tally,
+        summary=summary,
+        score=Score("mae", higher_is_better=False),
+    )
 
 
 def baselines(window: Float[Array, "b t"], horizon: int, season: int) -> dict[str, Float[Array, "b h"]]:

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from jaxarch.data.graph_batches import flatten
-from jaxarch.train.tasks import Batch, Task, Update
+from jaxarch.data.graph_batches import disjoint_union
+from jaxarch.train.tasks import Batch, Score, Task, Update, inputs_of, valid_rows
 
 
 def make(extensive: bool = False, scale: float = 1.0) -> Task:
@@ -20,21 +19,26 @@ def make(extensive: bool = False, scale: float = 1.0) -> Task:
         scale: the unit of the model's output, about the target's deviation.
     """
 
-    def predicted(model: Any, batch: Batch) -> Array:
-        graphs = {k: v for k, v in batch.items() if k != "target"}
-        y = model(**flatten(graphs))[::2, 0] * scale
+    def predict(model: Any, batch: Batch) -> Float[Array, " b"]:
+        graphs = {k: v for k, v in inputs_of(batch).items() if k != "target"}
+        y = model(**disjoint_union(graphs))[::2, 0] * scale
         return y * batch["n_node"][:, 0].astype(y.dtype) if extensive else y
 
-    def loss(model: nnx.Module, batch: Batch) -> Array:
-        return jnp.square((predicted(model, batch) - batch["target"]) / scale).mean()
+    def loss(model: Any, batch: Batch) -> Array:
+        return jnp.square((predict(model, batch) - batch["target"]) / scale).mean()
 
-    def tally(model: nnx.Module, batch: Batch) -> dict[str, Array]:
-        counts = batch["label"] != -100
-        apart = jnp.where(counts, predicted(model, batch) - batch["target"], 0)
-        total = counts.sum().astype(apart.dtype)
-        return {"squares": (apart**2).sum(), "absolute": jnp.abs(apart).sum(), "count": total}
+    def tally(model: Any, batch: Batch) -> dict[str, Array]:
+        valid = valid_rows(batch)
+        error = jnp.where(valid, predict(model, batch) - batch["target"], 0)
+        total = valid.sum().astype(error.dtype)
+        return {"squares": (error**2).sum(), "absolute": jnp.abs(error).sum(), "count": total}
 
-    return Task(updates={"model": Update(loss=loss)}, tally=tally, summary=errors, score=("rmse", False))
+    return Task(
+        updates={"model": Update(loss=loss)},
+        tally=tally,
+        summary=errors,
+        score=Score("rmse", higher_is_better=False),
+    )
 
 
 def errors(sums: Mapping[str, Any]) -> dict[str, Any]:

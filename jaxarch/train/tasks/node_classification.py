@@ -1,12 +1,12 @@
 """The nodes of one whole graph. Kipf and Welling 2017, arXiv:1609.02907."""
 
-from flax import nnx
+from typing import Any
+
 from jaxtyping import Array
 
 from jaxarch.errors import UsageError
 from jaxarch.losses import cross_entropy
-from jaxarch.train.tasks import Batch, Task, Update, inputs_of
-from jaxarch.train.tasks.classification import accuracy, count
+from jaxarch.train.tasks import Batch, Score, Task, Update, classification, inputs_of
 
 
 def make(label_smoothing: float = 0.0) -> Task:
@@ -18,15 +18,15 @@ def make(label_smoothing: float = 0.0) -> Task:
         UsageError: when run, on a batch of more than one graph.
     """
 
-    def loss(model: nnx.Module, batch: Batch) -> Array:
+    def loss(model: Any, batch: Batch) -> Array:
         graph = only(batch)
         return cross_entropy(model(**inputs_of(graph)), graph["label"], label_smoothing=label_smoothing)
 
     return Task(
         updates={"model": Update(loss=loss)},
-        tally=lambda model, batch: count(model, only(batch)),
-        summary=accuracy,
-        score=("accuracy", True),
+        tally=lambda model, batch: classification.tally(model, only(batch)),
+        summary=classification.accuracy,
+        score=Score("accuracy", higher_is_better=True),
     )
 
 

@@ -1,4 +1,7 @@
-"""A model that gives hidden states (B, T, H), pooled over valid steps into a linear head."""
+"""A model that gives hidden states (B, T, H), averaged over valid steps, with a linear head."""
+
+import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +15,7 @@ class PooledClassifier(nn.Module):
     """A backbone (B, T, F), lengths -> (B, T, H), the mean over valid steps, and a linear head -> (B, classes)."""
 
     def __init__(self, backbone: nnx.Module, width: int, classes: int, *, rngs: nnx.Rngs):
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.head = nn.Linear(width, classes, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t f"], lengths: Int[Array, " b"]) -> Float[Array, "b c"]:
@@ -29,6 +32,5 @@ def wrap(model: nnx.Module, sample: Batch, classes: int, rngs: nnx.Rngs) -> nnx.
 
 
 def make(label_smoothing: float = 0.0) -> Task:
-    """`classification` of the pooled hidden states."""
-    inner = classification.make(label_smoothing)
-    return Task(updates=inner.updates, tally=inner.tally, summary=inner.summary, score=inner.score, wrap=wrap)
+    """`classification` by the mean of the hidden states."""
+    return dataclasses.replace(classification.make(label_smoothing), wrap=wrap)

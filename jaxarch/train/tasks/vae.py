@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from jaxarch.losses import vae_loss
-from jaxarch.train.quality import counted
-from jaxarch.train.tasks import Batch, Task, Update
+from jaxarch.train.tasks import Batch, Score, Task, Update, valid_weights
 
 
 def make(latent: int = 8, beta: float = 1.0, kind: str = "bce") -> Task:
@@ -22,10 +21,10 @@ def make(latent: int = 8, beta: float = 1.0, kind: str = "bce") -> Task:
         return vae_loss(out, batch["x"], mu, logvar, beta=beta, kind=kind, reduction="mean")
 
     def tally(model: Any, batch: Batch) -> dict[str, Array]:
-        weight = counted(batch, batch["x"].dtype)
+        weight = valid_weights(batch, batch["x"].dtype)
         out, mu, logvar = model(batch["x"], batch["eps"])
 
-        def row(*parts):
+        def row(*parts: Array) -> Array:
             return vae_loss(*(p[None] for p in parts), kind=kind, reduction="sum")
 
         bound = jax.vmap(row)(out, batch["x"], mu, logvar)
@@ -35,11 +34,15 @@ def make(latent: int = 8, beta: float = 1.0, kind: str = "bce") -> Task:
     def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
         return {"bound": sums["bound"] / sums["count"], "reconstruction": sums["error"] / sums["count"]}
 
+    def sample(model: Any, like: Batch, key: jax.Array, labels: Int[Array, " n"]) -> Float[Array, "n d"]:
+        """Rows decoded from the prior; of labels (N,) only the number counts."""
+        return model.decode(jax.random.normal(key, (len(labels), latent))) * 2 - 1
+
     return Task(
-        updates={"model": Update(loss=loss)}, tally=tally, summary=summary, score=("bound", False), draw=draw
+        updates={"model": Update(loss=loss)},
+        tally=tally,
+        summary=summary,
+        score=Score("bound", higher_is_better=False),
+        draw=draw,
+        sample=sample,
     )
-
-
-def sample(model: Any, task_options: Any, sample: Batch, key: jax.Array, labels: Array, **_: Any) -> Array:
-    """Rows in [0, 1] decoded from the prior; labels (N,) only say how many."""
-    return model.decode(jax.random.normal(key, (len(labels), task_options.get("latent", 8)))) * 2 - 1

@@ -1,15 +1,13 @@
 """An autoencoder with a discrete latent. van den Oord et al. 2017, arXiv:1711.00937."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-from flax import nnx
 from jaxtyping import Array
 
 from jaxarch.errors import UsageError
-from jaxarch.train.quality import counted
-from jaxarch.train.tasks import Batch, Task, Update
+from jaxarch.train.tasks import Batch, Score, Task, Update, valid_weights
 
 
 def make(codes: int = 32) -> Task:
@@ -22,17 +20,17 @@ def make(codes: int = 32) -> Task:
         return {**batch, "revival": jax.random.uniform(key, (codes,), batch["x"].dtype)}
 
     def loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        out, extra, _, perplexity, usage = model(batch["x"], batch["revival"])
+        out, model_loss, _, perplexity, usage = model(batch["x"], batch["revival"])
         error = ((out - batch["x"]) ** 2).mean()
-        told = {"reconstruction": error, "perplexity": perplexity, "usage": usage}
+        metrics = {"reconstruction": error, "perplexity": perplexity, "usage": usage}
         quantizer = model.quantizer
         if quantizer.revive_below > 0:
             # A code that was dead starts again at the bound, where no living one is.
-            told["revived"] = (quantizer.cluster_size[...] <= quantizer.revive_below).sum()
-        return error + extra, told
+            metrics["revived"] = (quantizer.cluster_size[...] <= quantizer.revive_below).sum()
+        return error + model_loss, metrics
 
-    def tally(model: nnx.Module, batch: Batch) -> dict[str, Array]:
-        weight = counted(batch, batch["x"].dtype)
+    def tally(model: Any, batch: Batch) -> dict[str, Array]:
+        weight = valid_weights(batch, batch["x"].dtype)
         out, _, ids, _, _ = model(batch["x"])
         error = ((out - batch["x"]) ** 2).mean((1, 2, 3))
         used = jax.nn.one_hot(ids, codes, dtype=weight.dtype).sum(1)
@@ -42,22 +40,23 @@ def make(codes: int = 32) -> Task:
             "used": (used * weight[:, None]).sum(0),
         }
 
-    def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
-        return {"reconstruction": sums["error"] / sums["count"], "codes": (sums["used"] > 0).sum()}
-
     return Task(
         updates={"model": Update(loss=loss)},
         tally=tally,
         summary=summary,
-        score=("reconstruction", False),
+        score=Score("reconstruction", higher_is_better=False),
         draw=draw,
+        sample=sample,
     )
 
 
-def sample(
-    model: nnx.Module, task_options: Any, sample: Batch, key: jax.Array, labels: Array, **_: Any
-) -> Array:
-    """Refused: codes have no prior here."""
+def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean squared error of reconstructions, and how many codes they use."""
+    return {"reconstruction": sums["error"] / sums["count"], "codes": (sums["used"] > 0).sum()}
+
+
+def sample(model: Any, like: Batch, key: jax.Array, labels: Array) -> NoReturn:
+    """Refuses: codes have no prior here."""
     raise UsageError(
         "a VQ-VAE has no prior to sample from: train one over its codes, or show reconstructions"
     )
