@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.usefixtures("first_devices")
 class Rings:
     """Points (B, 64), their class by their norm, drawn when they are asked for."""
 
-    classes, items, unit, extra = 3, 1, "points", {}
+    classes, items, unit = 3, 1, "points"
+    extra: ClassVar[dict[str, str]] = {}
 
     def batch(self, seed, step, size):
         return self.points(np.random.default_rng((seed, step)), size)
@@ -155,7 +157,8 @@ def test_a_loss_of_its_own_smooths_its_own_labels(tmp_path):
 @pytest.mark.parametrize("name", SETS)
 def test_loaders_take_what_they_use(name):
     loader = importlib.import_module(f"{sets.__name__}.{name}").load
-    (function,) = ast.parse(inspect.getsource(loader)).body
+    function = ast.parse(inspect.getsource(loader)).body[0]
+    assert isinstance(function, ast.FunctionDef)
     used = {n.id for node in function.body for n in ast.walk(node) if isinstance(n, ast.Name)}
     assert set(inspect.signature(loader).parameters) <= used
 

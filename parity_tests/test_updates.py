@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -89,7 +90,7 @@ def test_each_update_moves_its_own_half(adversaries):
     # A Wasserstein critic's last bias cancels between real and generated rows.
     same = {k for k in first if (np.asarray(first[k]) == np.asarray(last[k])).all()}
     assert same <= {"critic.model.2.bias"}
-    alone = tasks.Update(loss=None, trains="nothing.*")
+    alone = tasks.Update(loss=mock.Mock(), trains="nothing.*")
     from jaxarch.train.step import trainable_params
 
     with pytest.raises(UsageError, match=r"nothing\.\*"):
@@ -211,17 +212,16 @@ def test_sampling_says_what_is_wrong(adversaries, tmp_path, capsys):
 
 
 def test_samplers_know_their_tasks_options():
-    class Decoder:
-        decode = staticmethod(lambda z: z)
+    def sample(model, task, **options):
+        sampler: Any = tasks.task(task, **options).sample
+        return sampler(model, {}, jax.random.key(0), jax.numpy.arange(3))
 
     assert tasks.task("classification").sample is None
-    labels, key = jax.numpy.arange(3), jax.random.key(0)
-    assert tasks.task("vae", latent=5).sample(Decoder(), {}, key, labels).shape == (3, 5)
-    generator = mock.Mock(side_effect=lambda z, noise, labels: (z.shape, noise.shape, labels.shape))
-    sampler = tasks.task("gan", latent=4, noise=7, conditional=True).sample
-    assert sampler(mock.Mock(generator=generator), {}, key, labels) == ((3, 4), (3, 7), (3,))
+    assert sample(mock.Mock(decode=lambda z: z), "vae", latent=5).shape == (3, 5)
+    shapes = mock.Mock(generator=lambda *inputs: [x.shape for x in inputs])
+    assert sample(shapes, "gan", latent=4, noise=7, conditional=True) == [(3, 4), (3, 7), (3,)]
     with pytest.raises(UsageError, match="no prior to sample from"):
-        tasks.task("vq_vae").sample(None, {}, key, labels)
+        sample(None, "vq_vae")
 
 
 def test_frechet_distance(caplog):

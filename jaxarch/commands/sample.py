@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from jaxarch import data
-from jaxarch.errors import UsageError
+from jaxarch.errors import UsageError, require
 from jaxarch.files import write_whole
 from jaxarch.train import checkpoint, tasks
 
@@ -87,19 +87,18 @@ def write_sheet(
     """Images (N, H, W, 1 or 3) in [0, 1] as one PNG, `columns` in a row, each pixel `zoom` wide.
 
     Raises:
-        UsageError: the file's name does not end in .png.
+        UsageError: the file's name does not end in .png; matplotlib is not installed.
         ConversionError: the file could not be written.
     """
-    from matplotlib.image import imsave
-
+    image = require("matplotlib.image", "viz", "writing a sheet of images")
     path = Path(path)
     if path.suffix != ".png":
         raise UsageError(f"{path}: a sheet is written as .png")
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     sheet = np.ones((rows * (height + 1), columns * (width + 1), channels), np.float32)
-    for i, image in enumerate(images):
+    for i, tile in enumerate(images):
         top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = image
+        sheet[top : top + height, left : left + width] = tile
     sheet = np.broadcast_to(sheet, (*sheet.shape[:2], 3)).repeat(zoom, 0).repeat(zoom, 1)
-    write_whole(path, lambda temporary: imsave(temporary, sheet))
+    write_whole(path, lambda temporary: image.imsave(temporary, sheet))

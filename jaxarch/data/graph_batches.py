@@ -1,16 +1,18 @@
 """Graphs as rows of a recipe's arrays: one whole graph in one row, or many small ones padded to one size."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
-from jraph import GraphsTuple
 
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.source import Batch
 from jaxarch.errors import DataError
+
+if TYPE_CHECKING:
+    from jraph import GraphsTuple
 
 
 def one_graph(
@@ -51,7 +53,7 @@ def labelled(label: Int[np.ndarray, " n"], per_class: int, seed: int) -> Bool[np
     return chosen
 
 
-def stack(graphs: Sequence[GraphsTuple]) -> Batch:
+def stack(graphs: Sequence["GraphsTuple"]) -> Batch:
     """Graphs of one each as arrays with a row per graph, all padded to the largest.
 
     Every row ends in at least one padding node; padding edges join that one with itself. The features keep

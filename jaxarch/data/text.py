@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxarch.errors import DataError
+from jaxarch.errors import DataError, require
 from jaxarch.tokenizer import END, byte_level_bpe
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, out: Path) -> "Tokenizer"
         UsageError: the vocabulary is smaller than the 256 bytes and the end-of-text token.
         DataError: the stored one has more tokens than the vocabulary.
     """
-    import tokenizers
-
+    tokenizers = require("tokenizers", "hub", "training a tokenizer")
     path = out / TOKENIZER
     if path.exists():
         stored = tokenizers.Tokenizer.from_file(str(path))
@@ -85,13 +84,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
     Raises:
         DataError: there is none.
+        UsageError: transformers is not installed.
     """
-    from transformers import PreTrainedTokenizerFast
-
     path = folder / TOKENIZER
     if not path.is_file():
         raise DataError(f"{path}: no tokenizer; is this the folder of a trained language model?")
-    return PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END)
+    transformers = require("transformers", "hub", "reading a tokenizer")
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END)
 
 
 def encode(tokenizer: "Tokenizer", texts: list[str]) -> Int[np.ndarray, " n"]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxarch.data.array_source import ArraySource
-from jaxarch.errors import DataError
+from jaxarch.errors import require
 
 NODES = 7
 
@@ -14,13 +14,10 @@ def load(*, copies: int = 4) -> ArraySource:
     A fifth of the graphs is for testing; the others come numbered in `copies` ways.
 
     Raises:
-        DataError: networkx is missing.
+        UsageError: networkx is not installed.
     """
-    try:
-        from networkx import graph_atlas_g, to_numpy_array
-    except ModuleNotFoundError:
-        raise DataError("the atlas comes with networkx: pip install networkx") from None
-    matrices = [to_numpy_array(g, dtype=np.float32) for g in graph_atlas_g() if len(g)]
+    networkx = require("networkx", "recipes", "data atlas")
+    matrices = [networkx.to_numpy_array(g, dtype=np.float32) for g in networkx.graph_atlas_g() if len(g)]
     rng = np.random.default_rng(0)
     order = rng.permutation(len(matrices))
     parts = []

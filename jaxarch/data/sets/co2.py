@@ -1,7 +1,6 @@
 """Carbon dioxide over Mauna Loa, 1958-2001 (Keeling and Whorf), as statsmodels ships it."""
 
 import csv
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.source import Batch
-from jaxarch.errors import DataError
+from jaxarch.errors import DataError, require
 
 
 def load(*, arguments: Mapping[str, Any], window: int = 36, tested: int = 120) -> ArraySource:
@@ -21,7 +20,8 @@ def load(*, arguments: Mapping[str, Any], window: int = 36, tested: int = 120) -
     the whole series and the first month of testing.
 
     Raises:
-        DataError: statsmodels is not installed, or the series is too short for the windows.
+        UsageError: statsmodels is not installed.
+        DataError: the series is too short for the windows.
     """
     series, horizon = monthly(), arguments["output_size"]
     cut = len(series) - tested
@@ -58,13 +58,11 @@ def monthly() -> np.ndarray:
     """Means of the weeks of each month, in parts per million; months without any are interpolated.
 
     Raises:
-        DataError: statsmodels is not installed.
+        UsageError: statsmodels is not installed.
     """
-    spec = importlib.util.find_spec("statsmodels")
-    if spec is None or spec.origin is None:
-        raise DataError("the data co2 comes with the package statsmodels: pip install statsmodels")
+    package = require("statsmodels", "recipes", "data co2")
     weeks: dict[int, list[float]] = {}
-    with open(Path(spec.origin).parent / "datasets" / "co2" / "co2.csv", newline="") as file:
+    with open(Path(package.__path__[0], "datasets", "co2", "co2.csv"), newline="") as file:
         for row in csv.DictReader(file):
             month = int(row["date"][:4]) * 12 + int(row["date"][4:6]) - 1
             weeks.setdefault(month, [])

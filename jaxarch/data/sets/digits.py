@@ -5,7 +5,7 @@ import numpy as np
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.sets.cifar10 import shifted
 from jaxarch.data.source import Batch
-from jaxarch.errors import UsageError
+from jaxarch.errors import UsageError, require
 
 
 def load(*, flatten: bool = False, upscale: int = 1, signed: bool = False, shift: int = 0) -> ArraySource:
@@ -16,10 +16,11 @@ def load(*, flatten: bool = False, upscale: int = 1, signed: bool = False, shift
     `shift` pixels, of the upscaled image, along both axes.
 
     Raises:
-        UsageError: a shift below 0, or of flat digits.
+        UsageError: a shift below 0, or of flat digits; scikit-learn is not installed.
     """
     if shift < 0 or (shift and flatten):
         raise UsageError(f"shift {shift} must be at least 0, and 0 for flat digits")
+    require("sklearn", "recipes", "data digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxarch import graphs
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.graph_batches import check_width, labelled, one_graph
+from jaxarch.errors import require
 
 
 def load(
@@ -27,8 +28,10 @@ def load(
         pooled: for models that pool, each node is its own graph.
 
     Raises:
+        UsageError: scikit-learn is not installed.
         DataError: per_class leaves nothing for testing, or the model is of another width.
     """
+    require("sklearn", "recipes", "data digits_graph")
     from sklearn.datasets import load_digits
     from sklearn.neighbors import NearestNeighbors
 

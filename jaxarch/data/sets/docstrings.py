@@ -13,7 +13,7 @@ import numpy as np
 from jaxarch.convert.hub import folder_of
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.source import Batch, Source
-from jaxarch.errors import DataError, UsageError, unknown
+from jaxarch.errors import DataError, UsageError, require, unknown
 
 # Top-level packages and modules; what is in none of them is left out.
 PARTS: Mapping[str, str] = {
@@ -139,6 +139,7 @@ def in_sentences(text: str) -> list[list[str]]:
 
 def baselines(source: Source) -> dict[str, float]:
     """Accuracies on the test texts: the largest class, and logistic regression on counts of words."""
+    require("sklearn", "recipes", "docstrings.baselines")
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -187,8 +188,7 @@ def _as_sentences(
 
 
 def _as_tokens(pairs: list[tuple[str, int]], folder: Path, vocab: int, length: int) -> Batch:
-    import tokenizers
-
+    tokenizers = require("tokenizers", "recipes", "data docstrings in the form tokens")
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise DataError(f"{file}: no tokenizer; give the folder of a Hugging Face model")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.sets import docstrings
 from jaxarch.data.source import Batch
+from jaxarch.errors import require
 
 HEADS = ("part", "function", "ease")
 _vowels = re.compile(r"[aeiouy]+")
@@ -80,6 +81,7 @@ def reading_ease(text: str) -> float:
 
 def baselines(source: ArraySource) -> dict[str, float]:
     """On the test pages: the most frequent answer, and linear models on counts of the words that are shown."""
+    require("sklearn", "recipes", "help_pages.baselines")
     from sklearn.linear_model import LogisticRegression, Ridge
 
     def bags(batch: Batch) -> np.ndarray:

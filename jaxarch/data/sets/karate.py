@@ -8,7 +8,7 @@ import numpy as np
 from jaxarch import graphs
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.graph_batches import check_width, one_graph
-from jaxarch.errors import DataError
+from jaxarch.errors import require
 
 
 def load(*, arguments: Mapping[str, Any], pooled: bool = False) -> ArraySource:
@@ -17,12 +17,10 @@ def load(*, arguments: Mapping[str, Any], pooled: bool = False) -> ArraySource:
     The features say who a member is and no more. `pooled`: for models that pool, each node is its own graph.
 
     Raises:
-        DataError: networkx is missing, or the model is of another width.
+        UsageError: networkx is not installed.
+        DataError: the model is of another width.
     """
-    try:
-        import networkx
-    except ModuleNotFoundError:
-        raise DataError("karate comes with networkx: pip install networkx") from None
+    networkx = require("networkx", "recipes", "data karate")
     check_width(arguments, num_features=34, num_classes=2)
     club = networkx.karate_club_graph()
     graph = graphs.from_networkx(club)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxarch import graphs
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.graph_batches import check_width, stack
-from jaxarch.errors import DataError
+from jaxarch.errors import require
 
 ELEMENTS = ("C", "N", "O", "S", "P", "F", "Cl", "Br", "I")
 FEATURES = len(ELEMENTS) + 1 + 5 + 5 + 2 + 3  # element or another, degree, hydrogens, charge, rings
@@ -31,13 +31,13 @@ def load(
         fingerprints: bits of Morgan fingerprints of radius 2, put into `extra` for a baseline; 0 for none.
 
     Raises:
-        DataError: rdkit is missing, or the model is of another width.
+        UsageError: rdkit is not installed.
+        DataError: the model is of another width.
     """
-    try:
-        from rdkit import Chem, RDConfig, rdBase
-        from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
-    except ModuleNotFoundError:
-        raise DataError("molecules come with rdkit: pip install rdkit") from None
+    require("rdkit", "recipes", "data molecules")
+    from rdkit import Chem, RDConfig, rdBase
+    from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
+
     check_width(arguments, num_features=FEATURES, num_classes=1)
     lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()[:count]
     with rdBase.BlockLogs():  # the set holds molecules that rdkit refuses, each with a message
