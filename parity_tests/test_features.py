@@ -47,7 +47,7 @@ def test_drawn_from_random_and_from_trained_weights(image, tmp_path, capsys):
     ("arguments", "status", "says"),
     [
         (["advanced_cnn", "--features", "none.png"], 1, "no such file"),
-        (["advanced_cnn", "--features", __file__], 1, "no picture"),
+        (["advanced_cnn", "--features", __file__], 1, "not a readable image"),
         (["advanced_cnn", "--features", "x.png", "--out", "x.jpg"], 2, "written as .png"),
         (["lstm_with_attention", "--features", "x.png"], 2, "does not take one image"),
         (["advanced_cnn", "--out", "x.png"], 2, "no effect without --features"),

@@ -1,4 +1,4 @@
-"""The bodies of the command line: one file a command."""
+"""The bodies of the commands: `jaxarch NAME` calls `run(args)` of NAME.py, which returns the exit status."""
 
 from jaxarch.versions import check_versions
 

@@ -1,6 +1,14 @@
-"""Weights from one place to another: what `jaxarch convert` does."""
+"""`jaxarch convert`: weights and whole runs, from any kind of place to any other.
 
+A reader for each kind of source gives one description of it, a `Source`; a writer for each kind of target takes
+that description. What a new folder becomes follows from what is written into it: see `Source.folder`.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -8,111 +16,292 @@ from flax import nnx
 
 from jaxarch import catalog, state
 from jaxarch.convert.files import TORCH_SUFFIXES, read_tensors, write_tensors
-from jaxarch.convert.hub import PREFIX, HubFolder, read_hub, write_hub
+from jaxarch.convert.hub import PREFIX, read_hub, write_hub
 from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import from_torch, to_torch
 from jaxarch.errors import ConversionError, UsageError
-from jaxarch.handover.run import from_torch_run, is_torch_run, is_training, to_torch_run
+from jaxarch.handover.run import WEIGHTS, from_torch_run, is_torch_run, is_training, to_torch_run
+from jaxarch.train import checkpoint
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+FILE, HUB = "weight file", "Hugging Face folder"
+CHECKPOINT, TORCH_RUN, RUN = "checkpoint", "torch run", "run"
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line that says what was written."""
+    line = convert(args.source, args.target, model=args.model, variant=args.variant, average=args.average)
+    print(line)
+    return 0
 
 
 def convert(
     source: str, target: str, *, model: str | None = None, variant: str | None = None, average: bool = False
 ) -> str:
-    """Convert weights between files (safetensors, torch), checkpoints (orbax) and hub folders; strictly.
+    """Convert weights between files (safetensors, torch), checkpoints (orbax) and Hugging Face folders; strictly.
 
     Args:
         source: a weight file, the folder of a run or of a checkpoint, a folder with torch's model.safetensors
-            and optimizer.pt, or `hf:` and a folder of the hub.
-        target: a weight file, or a folder that does not exist yet, with `hf:` before it one of the hub. A run goes
-            into a folder with its optimizer, as torch's two files, and back into one that training resumes.
-            A folder of the hub holds no adapters: they are merged.
-        model, variant: the architecture; a folder that says it itself needs neither.
-        average: take the moving average of a run's weights, which it evaluates and samples with, into a file.
+            and optimizer.pt, or `hf:` and a Hugging Face folder.
+        target: a weight file, or a folder that does not exist yet, with `hf:` before it a Hugging Face folder.
+            A run goes into a folder with its optimizer, as torch's two files, and back into one that training
+            resumes. A Hugging Face folder holds no adapters: they are merged.
+        model, variant: the architecture; a folder that names it needs neither.
+        average: write the exponential moving average of a run's weights, with which it evaluates and samples,
+            into a file.
 
     Returns:
         One line that says what was written.
 
     Raises:
-        UsageError: the architecture is not known, or contradicts what the folder says; `average` of what
-            keeps none, or into a folder.
+        UsageError: the architecture is not known, or contradicts what the folder says; `average` of a source
+            that has none, or into a folder.
         ConversionError: the weights do not fit it, the source is missing or damaged, the target exists.
         CheckpointError: the folder is no checkpoint, or is damaged.
     """
-    from jaxarch.train import checkpoint
-
-    origin, goal = Path(source), Path(target)
-    overrides: dict = {}
-    if average and goal.suffix not in SUFFIXES:
+    is_hub = target.startswith(PREFIX)
+    is_file = not is_hub and Path(target).suffix in SUFFIXES
+    if average and not is_file:
         raise UsageError(f"--average writes a weight file: let {target} end in one of {', '.join(SUFFIXES)}")
-    hub: HubFolder | None = None
+    request = Request(source, model, variant, average=average, merge=is_hub)
+    content = READERS[_kind(source)](request)
+    return WRITERS[HUB if is_hub else FILE if is_file else content.folder](target, content)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read, and what the caller says of it.
+
+    Attributes:
+        model, variant: the architecture, where the source does not name it.
+        average: read the moving average of the weights instead of the weights.
+        merge: merge adapters into the weights, for a target that cannot hold them.
+    """
+
+    source: str
+    model: str | None
+    variant: str | None
+    average: bool
+    merge: bool
+
+    @property
+    def path(self) -> Path:
+        """The source without its prefix."""
+        return Path(self.source.removeprefix(PREFIX))
+
+    def architecture(self) -> tuple[str, str]:
+        """(model, variant) of a source that does not name them."""
+        if self.model is None:
+            raise UsageError(f"{self.path} does not say what it holds: give --model NAME and --variant V")
+        return self.model, self.variant or catalog.default_variant(self.model)
+
+    def without_average(self) -> UsageError:
+        """The error that the source has no moving average."""
+        return UsageError(
+            f"{self.path} keeps no average of its weights: train with train.ema, or leave out --average"
+        )
+
+
+class Weights(NamedTuple):
+    """Weights and buffers, checked against the architecture.
+
+    `tensors` are under torch's names and in torch's layout, `leaves` the same by path in JAX's, of which the
+    paths in `trainable` are parameters. `omitted` are keys of the source that the architecture does not have.
+    """
+
+    tensors: Tensors
+    leaves: Tensors
+    trainable: set[str]
+    omitted: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source holds, whichever kind it is.
+
+    Attributes:
+        model, variant, overrides: the architecture.
+        weights: reads and checks the weights.
+        folder: the kind of folder that it is written to.
+        path: where it lies.
+        restored: the checkpoint, if it is one.
+        config: entries of a config.json, kept for the next Hugging Face folder.
+    """
+
+    model: str
+    variant: str
+    overrides: dict[str, Any]
+    weights: Callable[[], Weights]
+    folder: str
+    path: Path
+    restored: checkpoint.Restored | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """Every constructor argument of the architecture.
+
+        Raises:
+            UsageError: unknown names.
+        """
+        return catalog.arguments(self.model, self.variant, self.overrides)
+
+
+def _kind(source: str) -> str:
+    """The kind of a source, by its name and, for a folder, by the files in it."""
     if source.startswith(PREFIX):
-        if variant is not None:
-            raise UsageError(f"{source} says its own sizes: leave out --variant")
-        hub = read_hub(source.removeprefix(PREFIX), model)
-        model, variant, overrides = hub.name, next(iter(catalog.page(hub.name).variants)), hub.arguments
-    from_folder = hub is None and origin.suffix not in SUFFIXES
-    if from_folder and not average and is_torch_run(origin):
-        return from_torch_run(origin, goal, model, variant)
-    if from_folder and not origin.exists():
-        raise ConversionError(f"{origin}: no such file or folder; files end in {', '.join(SUFFIXES)}")
-    restored = checkpoint.load(origin) if from_folder else None
-    if restored is not None and target.startswith(PREFIX):
+        return HUB
+    if Path(source).suffix in SUFFIXES:
+        return FILE
+    return TORCH_RUN if is_torch_run(Path(source)) else CHECKPOINT
+
+
+def read_file(request: Request) -> Source:
+    """A weight file, of the architecture that the caller names."""
+    return _named_by_caller(request, request.path, CHECKPOINT)
+
+
+def read_torch_run(request: Request) -> Source:
+    """A folder of torch's weights and optimizer, of the architecture that the caller names."""
+    return _named_by_caller(request, request.path / WEIGHTS, RUN)
+
+
+def read_checkpoint(request: Request) -> Source:
+    """A checkpoint of ours, which names its architecture; of a run, the newest."""
+    path = request.path
+    if not path.exists():
+        raise ConversionError(f"{path}: no such file or folder; files end in {', '.join(SUFFIXES)}")
+    restored = checkpoint.load(path)
+    if request.merge:
         restored = restored.merged()
-    if average and not (restored and restored.ema_params):
-        raise UsageError(
-            f"{origin} keeps no average of its weights: train with train.ema, or leave out --average"
-        )
-    if restored is not None:
-        said = restored.about
-        if model not in (None, said["name"]) or variant not in (None, said["variant"]):
-            raise UsageError(
-                f"{origin} holds {said['name']} {said['variant']}: leave out --model and --variant"
-            )
-        model, variant, overrides = said["name"], said["variant"], said["overrides"]
-        if is_training(restored) and goal.suffix not in SUFFIXES and not target.startswith(PREFIX):
-            return to_torch_run(restored, goal)
-    if model is None:
-        raise UsageError(f"{origin} does not say what it holds: give --model NAME and --variant V")
-    variant = variant or catalog.default_variant(model)
-    catalog.arguments(model, variant, overrides)
-    built = (
-        restored.abstract()
-        if restored
-        else nnx.eval_shape(lambda: catalog.create_model(model, variant, **overrides))
+    if request.average and not restored.ema_params:
+        raise request.without_average()
+    about = restored.about
+    if request.model not in (None, about["name"]) or request.variant not in (None, about["variant"]):
+        raise UsageError(f"{path} holds {about['name']} {about['variant']}: leave out --model and --variant")
+    params = {**restored.params, **(restored.ema_params if request.average else {})}
+    rest = {k: v for k, v in restored.rest.items() if ".rngs." not in f".{k}"}
+
+    def weights() -> Weights:
+        model = restored.abstract()
+        return _checked(model, to_torch(layout(model), {**params, **rest}))
+
+    return Source(
+        about["name"],
+        about["variant"],
+        about["overrides"],
+        weights,
+        TORCH_RUN if is_training(restored) else CHECKPOINT,
+        path,
+        restored=restored,
+        config=about.get("hub", {}),
     )
-    rows = layout(built)
-    like = state.flat(nnx.state(built, nnx.Not(nnx.RngState)))
-    left: list[str] = []
-    if hub is not None:
-        tensors, left = hub.fitted({r.torch for r in rows})
-    elif restored is not None:
-        held = {**restored.params, **(restored.ema_params if average else {})}
-        held |= {k: v for k, v in restored.rest.items() if ".rngs." not in f".{k}"}
-        tensors = to_torch(rows, held)
-    else:
-        tensors = read_tensors(origin)
-    # Both directions pass through the same strict check of names, shapes and kinds.
-    leaves = from_torch(rows, tensors, like, keep_dtype=True)
-    extra = hub.config if hub is not None else restored.about.get("hub", {}) if restored is not None else {}
-    if target.startswith(PREFIX):
-        write_hub(
-            target.removeprefix(PREFIX), model, catalog.arguments(model, variant, overrides), tensors, extra
-        )
-    elif goal.suffix in SUFFIXES:
-        write_tensors(goal, tensors)
-    else:
-        if goal.exists():
-            raise ConversionError(f"{goal} exists: choose a new folder")
-        params = {r.path for r in rows if r.trainable}
-        tree = {
-            "params": {k: np.array(v) for k, v in leaves.items() if k in params},
-            "rest": {k: np.array(v) for k, v in leaves.items() if k not in params},
-        }
-        with jax.enable_x64(True):
-            about = {"name": model, "variant": variant, "overrides": overrides}
-            checkpoint.write(goal, tree, {**about, "hub": extra} if extra else about)
-    size = sum(v.nbytes for v in tensors.values())
-    omitted = f"; left out: {', '.join(left)}" if left else ""
-    return f"{target}: {len(tensors)} tensors, {size:,} bytes, {model} {variant}{omitted}"
+
+
+def read_hub_folder(request: Request) -> Source:
+    """A Hugging Face folder, whose config.json names the architecture and its sizes."""
+    if request.variant is not None:
+        raise UsageError(f"{request.source} says its own sizes: leave out --variant")
+    if request.average:
+        raise request.without_average()
+    hub = read_hub(request.path, request.model)
+    variant = next(iter(catalog.page(hub.name).variants))
+
+    def weights() -> Weights:
+        model = _abstract(hub.name, variant, hub.arguments)
+        tensors, omitted = hub.fitted({r.torch for r in layout(model)})
+        return _checked(model, tensors, omitted)
+
+    return Source(hub.name, variant, hub.arguments, weights, CHECKPOINT, request.path, config=hub.config)
+
+
+READERS: Mapping[str, Callable[[Request], Source]] = {
+    FILE: read_file,
+    CHECKPOINT: read_checkpoint,
+    TORCH_RUN: read_torch_run,
+    HUB: read_hub_folder,
+}
+
+
+def write_file(target: str, source: Source) -> str:
+    """A weight file."""
+    weights = source.weights()
+    write_tensors(target, weights.tensors)
+    return _line(target, source, weights)
+
+
+def write_hub_folder(target: str, source: Source) -> str:
+    """A Hugging Face folder."""
+    arguments, weights = source.arguments(), source.weights()
+    path = target.removeprefix(PREFIX)
+    write_hub(path, source.model, arguments, weights.tensors, source.config)
+    return _line(target, source, weights)
+
+
+def write_checkpoint(target: str, source: Source) -> str:
+    """A checkpoint of weights alone."""
+    weights = source.weights()
+    if Path(target).exists():
+        raise ConversionError(f"{target} exists: choose a new folder")
+    about = {"name": source.model, "variant": source.variant, "overrides": source.overrides}
+    about |= {"hub": source.config} if source.config else {}
+    tree: dict[str, dict[str, np.ndarray]] = {"params": {}, "rest": {}}
+    for path, value in weights.leaves.items():
+        tree["params" if path in weights.trainable else "rest"][path] = np.array(value)
+    with jax.enable_x64(True):
+        checkpoint.write(Path(target), tree, about)
+    return _line(target, source, weights)
+
+
+def write_torch_run(target: str, source: Source) -> str:
+    """Torch's weights and optimizer, of a training checkpoint."""
+    assert source.restored is not None  # else read_checkpoint names another folder
+    return to_torch_run(source.restored, Path(target))
+
+
+def write_run(target: str, source: Source) -> str:
+    """A run that training resumes, of torch's weights and optimizer."""
+    return from_torch_run(source.path, Path(target), source.model, source.variant)
+
+
+WRITERS: Mapping[str, Callable[[str, Source], str]] = {
+    FILE: write_file,
+    CHECKPOINT: write_checkpoint,
+    TORCH_RUN: write_torch_run,
+    RUN: write_run,
+    HUB: write_hub_folder,
+}
+
+
+def _named_by_caller(request: Request, file: Path, folder: str) -> Source:
+    """The source of a weight file of which the caller says what it holds."""
+    if request.average:
+        raise request.without_average()
+    model, variant = request.architecture()
+    catalog.arguments(model, variant)
+
+    def weights() -> Weights:
+        return _checked(_abstract(model, variant, {}), read_tensors(file))
+
+    return Source(model, variant, {}, weights, folder, request.path)
+
+
+def _abstract(model: str, variant: str, overrides: Mapping[str, Any]) -> nnx.Module:
+    return nnx.eval_shape(lambda: catalog.create_model(model, variant, **overrides))
+
+
+def _checked(model: nnx.Module, tensors: Tensors, omitted: Sequence[str] = ()) -> Weights:
+    """Every direction passes through one strict check of names, shapes and kinds of dtypes."""
+    rows = layout(model)
+    expected = state.flat(nnx.state(model, nnx.Not(nnx.RngState)))
+    leaves = from_torch(rows, tensors, expected, keep_dtype=True)
+    return Weights(tensors, leaves, {r.path for r in rows if r.trainable}, omitted)
+
+
+def _line(target: str, source: Source, weights: Weights) -> str:
+    size = sum(v.nbytes for v in weights.tensors.values())
+    omitted = f"; left out: {', '.join(weights.omitted)}" if weights.omitted else ""
+    return (
+        f"{target}: {len(weights.tensors)} tensors, {size:,} bytes, {source.model} {source.variant}{omitted}"
+    )

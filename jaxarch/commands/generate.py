@@ -1,5 +1,6 @@
-"""Text from a trained language model: what `jaxarch generate` does."""
+"""`jaxarch generate`: continue a text with a trained language model."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -12,6 +13,21 @@ from jaxarch.generate import generate
 from jaxarch.train import checkpoint as checkpoints
 
 
+def run(args: argparse.Namespace) -> int:
+    """Print the prompt and its continuation."""
+    text = continue_text(
+        args.checkpoint,
+        args.prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    print(text)
+    return 0
+
+
 def continue_text(
     checkpoint: str | os.PathLike,
     prompt: str,
@@ -22,7 +38,7 @@ def continue_text(
     top_p: float | None = None,
     seed: int = 0,
 ) -> str:
-    """The prompt and what a trained language model writes after it; a run's folder is the checkpoint.
+    """The prompt and the text that a trained language model generates after it; `checkpoint` is a run's folder.
 
     Raises:
         CheckpointError: no intact checkpoint is there.

@@ -1,5 +1,6 @@
-"""Images from a trained generative model, and sheets of them."""
+"""`jaxarch sample`: images from a trained generative model, on one sheet."""
 
+import argparse
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,41 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
+from rich.console import Console
+from rich.progress import Progress
 
 from jaxarch import data
 from jaxarch.errors import UsageError, require
 from jaxarch.files import write_whole
 from jaxarch.train import checkpoint, tasks
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the sheet and print its path.
+
+    Raises:
+        JaxarchError: as `sample` and `write_sheet`.
+    """
+    if Path(args.out).suffix != ".png":
+        raise UsageError(f"--out {args.out}: a sheet is written as .png")
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("sampling", total=None)
+
+        def progress(step: Array) -> None:
+            bar.update(task, completed=int(step) + 1, total=args.steps or 50)
+
+        images = sample(
+            args.checkpoint,
+            args.n,
+            seed=args.seed,
+            label=args.label,
+            guidance=args.guidance,
+            steps=args.steps,
+            progress=progress,
+        )
+    write_sheet(args.out, images)
+    print(args.out)
+    return 0
 
 
 def sample(

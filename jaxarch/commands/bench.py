@@ -1,0 +1,44 @@
+"""`jaxarch bench`: training steps timed against torch."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxarch import bench
+from jaxarch.errors import require_torch
+from jaxarch.files import write_whole
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table for each contest, and write all timings as JSON if asked.
+
+    Raises:
+        UsageError: unknown names, no torch, or fewer than one round.
+        JaxarchError: the second losses differ.
+    """
+    require_torch("bench")
+    console, timings = Console(stderr=args.json == "-"), []
+    for name in args.names:
+        for contest in bench.contests(name, compiled=not args.no_compile):
+            timings.append(timing := bench.measure(contest, args.repeat))
+            console.print(_table(timing))
+    text = json.dumps([dataclasses.asdict(t) for t in timings], indent=2)
+    if args.json == "-":
+        print(text)
+    elif args.json:
+        write_whole(Path(args.json), lambda temporary: Path(temporary).write_text(text))
+    return 0
+
+
+def _table(timing: bench.Timing) -> Table:
+    rates = timing.tokens_per_second
+    table = Table(timing.name, "median ms", "ours / theirs", *(["tokens / s"] if rates else []))
+    for label, seconds in timing.seconds.items():
+        ratio = f"{timing.ratio[label]:.2f}" if label in timing.ratio else ""
+        rate = [f"{rates[label]:,.0f}"] if rates else []
+        table.add_row(label, f"{1e3 * seconds:.1f}", ratio, *rate)
+    return table
