@@ -1,37 +1,56 @@
-"""The main job, end to end: train sharded, interrupt, resume, convert, prove, generate, report."""
+"""`jaxarch demo`, end to end: train sharded, interrupt, resume, convert, prove, generate, report."""
 
+import argparse
 import dataclasses
 import importlib.metadata
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from jaxarch import catalog, html, state
+from jaxarch import catalog, html, reference, state
 from jaxarch.arrays import as_numpy, as_tensor
 from jaxarch.convert import load_state_dict, to_state_dict
 from jaxarch.convert.files import read_tensors, write_tensors
-from jaxarch.convert.layout import layout
+from jaxarch.convert.layout import Row, layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.data.text import load_tokenizer
+from jaxarch.errors import require_torch
 from jaxarch.generate import generate
 from jaxarch.handover.optimizer import to_torch_optimizer
 from jaxarch.parallel import describe
-from jaxarch.parity.compare import BOUND, compare, largest, structural_zeros
+from jaxarch.parity.compare import BOUND, Errors, compare, largest, structural_zeros
+from jaxarch.runtime import configure_jax
 from jaxarch.train import checkpoint, loop, step
+from jaxarch.train.plan import Run
 from jaxarch.train.recipe import recipe_of, schedule_of
+
+if TYPE_CHECKING:
+    import torch
 
 NAME, MESH, PROMPT = "advanced_transformer", "data=2,fsdp=2,tensor=2", "The for statement is used to"
 STEPS, NEW_TOKENS = 5, 48
-# "Clearly" better than a baseline: by a tenth of its perplexity at least.
-MARGIN = 0.9
+MARGIN = 0.9  # the perplexity must be below this fraction of each baseline's
+DEVICES = 8
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo on virtual CPU devices; 0 if every check held, 1 if not.
+
+    Raises:
+        UsageError: torch is not installed.
+    """
+    require_torch("the demo")
+    configure_jax(cpu=True, devices=DEVICES)
+    return demo(Path(args.out), steps=args.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,41 +59,40 @@ class Check:
 
     what: str
     measured: str
-    wanted: str
+    expected: str
     ok: bool
 
 
 @dataclasses.dataclass
 class Report:
-    """What the demo found so far; its fields are what the report's template shows."""
+    """The results so far: the checks, and the other values of the report's template by name."""
 
     checks: list[Check] = dataclasses.field(default_factory=list)
-    shown: dict[str, Any] = dataclasses.field(default_factory=dict)
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def below(self, what: str, value: float, bound: float = BOUND) -> None:
-        """A check that an error stays below a bound."""
+        """Add a check that an error is below a bound."""
         self.checks.append(Check(what, f"{value:.1e}", f"below {bound:.0e}", value <= bound))
 
 
-def run(out: Path, *, steps: int | None, reference: Any) -> int:
-    """Run the demo into the folder `out`, which is made anew, and print the report's path last.
+def demo(out: Path, *, steps: int | None = None) -> int:
+    """Run the demo into the folder `out`, which is replaced, and print the report's path last.
 
     Args:
         out: the folder.
         steps: training steps; the page's if None.
-        reference: the package `torchref`, its `train` and `generate` imported.
 
     Returns:
         0 if every check held, 1 if not.
     """
     console, start, report = Console(), time.monotonic(), Report()
     shutil.rmtree(out, ignore_errors=True)
-    trained, middle = _train(out, steps, report, console)
-    # From here on float64 decides; training was in float32.
+    trained, halfway = _train(out, steps, report, console)
+    # Training was in float32; proofs are in float64.
     jax.config.update("jax_enable_x64", True)
-    theirs, ours = _convert(out, trained, report, console, reference)
-    _prove(trained, middle, theirs, ours, report, console, reference)
-    _generate(out, theirs, ours, report, console, reference)
+    torch_model, model = _convert(out, report, console)
+    _prove(trained.run, halfway, torch_model, model, report)
+    _generate(out, torch_model, model, report, console)
     seconds = time.monotonic() - start
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "torch", "transformers")
     page = html.render(
@@ -85,12 +103,12 @@ def run(out: Path, *, steps: int | None, reference: Any) -> int:
         mesh=MESH,
         prompt=PROMPT,
         versions=", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages),
-        **report.shown,
+        **report.values,
     )
     (out / "report.html").write_text(page)
-    table = Table("check", "measured", "wanted", "")
+    table = Table("check", "measured", "expected", "")
     for c in report.checks:
-        table.add_row(c.what, c.measured, c.wanted, "[green]ok[/]" if c.ok else "[red]failed[/]")
+        table.add_row(c.what, c.measured, c.expected, "[green]ok[/]" if c.ok else "[red]failed[/]")
     console.print(table)
     console.print(f"{seconds:.0f} s")
     print(out / "report.html")
@@ -100,7 +118,7 @@ def run(out: Path, *, steps: int | None, reference: Any) -> int:
 def _train(
     out: Path, steps: int | None, report: Report, console: Console
 ) -> tuple[loop.FitResult, checkpoint.Restored]:
-    """Train with an interruption, and without one; -> the resumed run and its checkpoint half way."""
+    """Train with an interruption and without one; -> the resumed run and the checkpoint halfway."""
     settings = {} if steps is None else {"train.steps": str(steps)}
     total = steps or recipe_of(NAME, None, {})[0].steps
     half = total // 2
@@ -108,7 +126,7 @@ def _train(
     first = loop.fit(NAME, settings=settings, mesh=MESH, out=out / "run", stop_at=half)
     baselines = first.run.source.extra["baselines"]
     console.print(f"baselines: unigram {baselines['unigram']:.1f}, bigram {baselines['bigram']:.1f}")
-    middle = checkpoint.load(out / "run")
+    halfway = checkpoint.load(out / "run")
     console.rule("Resume from the checkpoint")
     resumed = loop.fit(NAME, settings=settings, mesh=MESH, out=out / "run", resume=True)
     console.rule("The same run without the interruption")
@@ -118,25 +136,25 @@ def _train(
     perplexity = resumed.metrics["perplexity"]
     console.print(f"validation perplexity {perplexity:.1f}")
     for name, value in baselines.items():
-        wanted, ok = f"below {MARGIN * value:.1f}", perplexity < MARGIN * value
-        report.checks.append(Check(f"perplexity against {name} {value:.1f}", f"{perplexity:.1f}", wanted, ok))
+        what, expected = f"perplexity against {name} {value:.1f}", f"below {MARGIN * value:.1f}"
+        report.checks.append(Check(what, f"{perplexity:.1f}", expected, perplexity < MARGIN * value))
     equal = losses[0] == losses[1] and len(losses[0]) == total
     report.checks.append(Check("losses bitwise equal after resuming", f"{same}", f"{total}", equal))
     x = [row["step"] for row in resumed.history]
     lines = {"interrupted and resumed": (x, losses[0]), "uninterrupted": (x[: len(losses[1])], losses[1])}
     params = resumed.run.abstract.params
-    report.shown |= {
+    report.values |= {
         "curve": html.curves(lines, xlabel="step", ylabel="training loss"),
         "perplexity": perplexity,
         "baselines": baselines,
         "half": half,
         "sharding": describe(params, {k: v.sharding for k, v in params.items()}),
     }
-    return resumed, middle
+    return resumed, halfway
 
 
-def _convert(out: Path, trained: loop.FitResult, report: Report, console: Console, reference: Any):
-    """Checkpoint -> safetensors -> torch, strictly; -> both models in float64."""
+def _convert(out: Path, report: Report, console: Console) -> "tuple[torch.nn.Module, nnx.Module]":
+    """Checkpoint -> safetensors -> torch, strictly; -> both models in float64 and eval mode."""
     console.rule("Convert, and prove in float64")
     restored = checkpoint.load(out / "run")
     file = out / "model.safetensors"
@@ -144,130 +162,135 @@ def _convert(out: Path, trained: loop.FitResult, report: Report, console: Consol
     exported = to_torch(rows, {**restored.params, **restored.rest})
     write_tensors(file, exported)
     tensors = read_tensors(file)
-    theirs = catalog.create_model(NAME, restored.about["variant"], package="torchref")
-    theirs.load_state_dict({k: as_tensor(v) for k, v in tensors.items()}, strict=True)
-    loaded = {k: as_numpy(v) for k, v in theirs.state_dict().items()}
-    differ = sum(loaded[k].tobytes() != v.tobytes() for k, v in exported.items())
-    ours = catalog.create_model(NAME, restored.about["variant"])
-    load_state_dict(ours, tensors)
-    back = to_state_dict(ours)
-    differ += sum(back[k].astype(v.dtype).tobytes() != v.tobytes() for k, v in exported.items())
-    what = f"weights that differ in any bit, of {len(exported)}"
-    report.checks.append(Check(what, str(differ), "0", differ == 0 and loaded.keys() == exported.keys()))
-    report.shown["differing"] = differ
-    ours.eval()
-    return theirs.double().eval(), ours
+    variant = restored.about["variant"]
+    torch_model = catalog.create_model(NAME, variant, package="torchref")
+    torch_model.load_state_dict({k: as_tensor(v) for k, v in tensors.items()}, strict=True)
+    loaded = {k: as_numpy(v) for k, v in torch_model.state_dict().items()}
+    differing = sum(loaded[k].tobytes() != v.tobytes() for k, v in exported.items())
+    model = catalog.create_model(NAME, variant)
+    load_state_dict(model, tensors)
+    back = to_state_dict(model)
+    differing += sum(back[k].astype(v.dtype).tobytes() != v.tobytes() for k, v in exported.items())
+    what, same_keys = f"weights that differ in any bit, of {len(exported)}", loaded.keys() == exported.keys()
+    report.checks.append(Check(what, str(differing), "0", differing == 0 and same_keys))
+    report.values["differing"] = differing
+    model.eval()
+    return torch_model.double().eval(), model
 
 
-def _prove(trained, middle, theirs, ours, report: Report, console: Console, reference: Any) -> None:
-    """Outputs and gradients on real text, then the next AdamW steps from the checkpoint half way."""
-    import torch
-
-    run = trained.run
+def _prove(
+    run: Run, halfway: checkpoint.Restored, torch_model: "torch.nn.Module", model: nnx.Module, report: Report
+) -> None:
+    """Outputs and gradients on real text, then the next AdamW steps from the checkpoint halfway."""
     batch = run.source.batch(run.recipe.seed, 0, 8)
-    ids = {k: torch.from_numpy(v).long() for k, v in batch.items()}
-    rows = [r for r in layout(ours) if r.trainable]
-    graph, params, rest = state.split(ours)
+    rows = [r for r in layout(model) if r.trainable]
+    graph, params, rest = state.split(model)
 
     @jax.jit
-    def losses(params):
-        def loss(params):
+    def losses(params: state.Flat) -> Any:
+        def loss(params: state.Flat) -> tuple[jax.Array, jax.Array]:
             outputs = state.merge(graph, params, rest)(**{k: jnp.asarray(v) for k, v in batch.items()})
             return outputs["loss"], outputs["logits"]
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    (loss, logits), gradients = losses(params)
-    outputs = theirs(**ids)
+    (loss, logits), grads = losses(params)
+    outputs = torch_model(**_tensors(batch))
     outputs["loss"].backward()
-    a = {"logits": as_numpy(outputs["logits"]), "loss": as_numpy(outputs["loss"])}
-    report.below("outputs", compare(a, {"logits": np.asarray(logits), "loss": np.asarray(loss)}).worst)
-    a = {k: as_numpy(p.grad).copy() for k, p in theirs.named_parameters()}
-    gradient = _compared(a, to_torch(rows, gradients))
+    expected = {k: as_numpy(outputs[k]) for k in ("logits", "loss")}
+    report.below("outputs", compare(expected, {"logits": np.asarray(logits), "loss": np.asarray(loss)}).worst)
+    torch_grads = {k: as_numpy(p.grad).copy() for k, p in torch_model.named_parameters()}
+    gradient = _compared(torch_grads, to_torch(rows, grads))
     report.below("gradients", gradient.worst)
-    stepped = _step_both(run, middle, rows, report, reference)
-    by_column = {"gradient": gradient, **stepped}
-    report.shown["parity"] = [
-        {"path": r.torch, **{column: e.by_name[r.torch] for column, e in by_column.items()}} for r in rows
+    columns = {"gradient": gradient, **_step_both(run, halfway, rows, report)}
+    report.values["parity"] = [
+        {"path": r.torch, **{column: e.by_name[r.torch] for column, e in columns.items()}} for r in rows
     ]
 
 
-def _step_both(run, middle: checkpoint.Restored, rows, report: Report, reference: Any) -> dict[str, Any]:
+def _step_both(run: Run, halfway: checkpoint.Restored, rows: list[Row], report: Report) -> dict[str, Errors]:
     """The next steps of both frameworks from one checkpoint, moments included; -> errors by column."""
-    import torch
-
-    model = catalog.create_model(NAME, middle.about["variant"])
-    load_state_dict(model, to_torch(layout(model), {**middle.params, **middle.rest}))
+    variant = halfway.about["variant"]
+    model = catalog.create_model(NAME, variant)
+    load_state_dict(model, to_torch(layout(model), {**halfway.params, **halfway.rest}))
     model.eval()
-    graph, params, rest = state.split(model)
-    fresh = step.TrainState(
+    train_state = _train_state(run, halfway, model)
+    torch_model = catalog.create_model(NAME, variant, package="torchref").double().eval()
+    torch_model.load_state_dict({k: as_tensor(v) for k, v in to_state_dict(model).items()}, strict=True)
+    optimizer_state = to_torch_optimizer(rows, train_state.opt_state)
+    start, recipe = int(train_state.step), run.recipe
+    batches = [run.source.batch(recipe.seed, start + i, 8) for i in range(STEPS)]
+    train_step = step.make_train_step(state.split(model).graph, run.task, run.optimizers)
+    for batch in batches:
+        train_state, _ = train_step(train_state, {k: jnp.asarray(v) for k, v in batch.items()})
+    schedule = schedule_of(recipe)
+    _, torch_optimizer = reference.load("train", "the demo").train_steps(
+        torch_model,
+        [_tensors(batch) for batch in batches],
+        lambda model, batch: model(**batch)["loss"],
+        learning_rate=lambda i: float(schedule(i)),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optimizer_state=optimizer_state,
+        start_step=start,
+    )
+    moments = to_torch_optimizer(rows, train_state.opt_state)
+    named = dict(torch_model.named_parameters())
+    weights = {k: as_numpy(p).copy() for k, p in named.items()}
+    errors = {"stepped": _compared(weights, to_torch(rows, train_state.params))}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        expected = {k: as_numpy(torch_optimizer.state[p][moment]) for k, p in named.items()}
+        errors[moment] = _compared(expected, {k: np.asarray(v[moment]) for k, v in moments.items()})
+    names = {"stepped": "weights", "exp_avg": "first moments", "exp_avg_sq": "second moments"}
+    for column, error in errors.items():
+        report.below(f"{names[column]} after {STEPS} more steps", error.worst)
+    return errors
+
+
+def _train_state(run: Run, restored: checkpoint.Restored, model: nnx.Module) -> step.TrainState:
+    """The state of a checkpoint in the dtypes of a model that holds its weights."""
+    _, params, rest = state.split(model)
+    initial = step.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         rest=rest,
         opt_state={k: o.init(params) for k, o in run.optimizers.items()},
         ema_params={},
     )
-    saved = checkpoint.flatten(fresh)
-    moments = {k: v for k, v in middle.leaves.items() if k in saved and ".rngs." not in k}
-    current = checkpoint.unflatten(
-        fresh, {k: jnp.asarray(moments[k]).astype(v.dtype) if k in moments else v for k, v in saved.items()}
-    )
-    theirs = catalog.create_model(NAME, middle.about["variant"], package="torchref").double().eval()
-    theirs.load_state_dict({k: as_tensor(v) for k, v in to_state_dict(model).items()}, strict=True)
-    optimizer = to_torch_optimizer(rows, current.opt_state)
-    start, recipe = int(current.step), run.recipe
-    batches = [run.source.batch(recipe.seed, start + i, 8) for i in range(STEPS)]
-    advance = step.make_train_step(graph, run.task, run.optimizers)
-    for batch in batches:
-        current, _ = advance(current, {k: jnp.asarray(v) for k, v in batch.items()})
-    schedule = schedule_of(recipe)
-    _, torch_optimizer = reference.train.train_steps(
-        theirs,
-        [{k: torch.from_numpy(v).long() for k, v in batch.items()} for batch in batches],
-        lambda model, batch: model(**batch)["loss"],
-        learning_rate=lambda i: float(schedule(i)),
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        optimizer_state=optimizer,
-        start_step=start,
-    )
-    ours = to_torch_optimizer(rows, current.opt_state)
-    named = dict(theirs.named_parameters())
-    errors = {
-        "stepped": _compared(
-            {k: as_numpy(p).copy() for k, p in named.items()}, to_torch(rows, current.params)
-        )
-    }
-    for moment in ("exp_avg", "exp_avg_sq"):
-        a = {k: as_numpy(torch_optimizer.state[p][moment]) for k, p in named.items()}
-        errors[moment] = _compared(a, {k: np.asarray(v[moment]) for k, v in ours.items()})
-    for what, error in errors.items():
-        names = {"stepped": "weights", "exp_avg": "first moments", "exp_avg_sq": "second moments"}
-        report.below(f"{names[what]} after {STEPS} more steps", error.worst)
-    return errors
+    leaves = checkpoint.flatten(initial)
+    stored = {k: v for k, v in restored.leaves.items() if k in leaves and ".rngs." not in k}
+    leaves |= {k: jnp.asarray(v).astype(leaves[k].dtype) for k, v in stored.items()}
+    return checkpoint.unflatten(initial, leaves)
 
 
-def _compared(theirs: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]):
-    zeros = structural_zeros(theirs, ours)
-    return compare(theirs, ours, zeros=zeros, scale=largest(theirs))
+def _tensors(batch: Mapping[str, np.ndarray]) -> "dict[str, torch.Tensor]":
+    return {k: as_tensor(v).long() for k, v in batch.items()}
 
 
-def _generate(out: Path, theirs, ours, report: Report, console: Console, reference: Any) -> None:
+def _compared(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Errors:
+    zeros = structural_zeros(expected, actual)
+    return compare(expected, actual, zeros=zeros, scale=largest(expected))
+
+
+def _generate(
+    out: Path, torch_model: "torch.nn.Module", model: nnx.Module, report: Report, console: Console
+) -> None:
     """Greedy text from both frameworks."""
-    import torch
-
     console.rule("Generate")
     tokenizer = load_tokenizer(out / "run")
     ids = tokenizer(PROMPT)["input_ids"]
-    rows = {
-        "jaxarch": generate(ours, jnp.asarray([ids]), NEW_TOKENS)[0].tolist(),
-        "torchref": reference.generate.generate(theirs, torch.tensor([ids]), NEW_TOKENS)[0].tolist(),
+    torch_ids = _tensors({"input_ids": np.asarray([ids])})["input_ids"]
+    torch_generate = reference.load("generate", "the demo").generate
+    tokens = {
+        "jaxarch": generate(model, jnp.asarray([ids]), NEW_TOKENS)[0].tolist(),
+        "torchref": torch_generate(torch_model, torch_ids, NEW_TOKENS)[0].tolist(),
     }
-    texts = [{"framework": k, "text": tokenizer.decode(v)} for k, v in rows.items()]
+    texts = [{"framework": k, "text": tokenizer.decode(v)} for k, v in tokens.items()]
     for t in texts:
         console.print(f"[bold]{t['framework']}[/]:")
         console.print(t["text"], markup=False, highlight=False)
-    same = sum(a == b for a, b in zip(*rows.values(), strict=False))
-    ok = rows["jaxarch"] == rows["torchref"] and len(rows["jaxarch"]) == len(ids) + NEW_TOKENS
-    report.checks.append(Check("equal tokens of greedy text", str(same), str(len(ids) + NEW_TOKENS), ok))
-    report.shown["texts"] = texts
+    same = sum(a == b for a, b in zip(*tokens.values(), strict=False))
+    total = len(ids) + NEW_TOKENS
+    ok = tokens["jaxarch"] == tokens["torchref"] and len(tokens["jaxarch"]) == total
+    report.checks.append(Check("equal tokens of greedy text", str(same), str(total), ok))
+    report.values["texts"] = texts
