@@ -23,7 +23,7 @@ from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.layout import Row, layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.data.text import load_tokenizer
-from jaxarch.errors import require_torch
+from jaxarch.errors import require, require_torch
 from jaxarch.generate import generate
 from jaxarch.handover.optimizer import to_torch_optimizer
 from jaxarch.parallel import describe
@@ -40,15 +40,18 @@ NAME, MESH, PROMPT = "advanced_transformer", "data=2,fsdp=2,tensor=2", "The for 
 STEPS, NEW_TOKENS = 5, 48
 MARGIN = 0.9  # the perplexity must be below this fraction of each baseline's
 DEVICES = 8
+EXTRAS = {"jinja2": "viz", "matplotlib": "viz", "tokenizers": "hub", "transformers": "hub"}
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo on virtual CPU devices; 0 if every check held, 1 if not.
 
     Raises:
-        UsageError: torch is not installed.
+        UsageError: torch, or a package of the extras viz and hub, is missing.
     """
     require_torch("the demo")
+    for package, extra in EXTRAS.items():
+        require(package, extra, "the demo")
     configure_jax(cpu=True, devices=DEVICES)
     return demo(Path(args.out), steps=args.steps)
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxarch import catalog, state
-from jaxarch.errors import DataError, UsageError
+from jaxarch.errors import DataError, UsageError, require
 from jaxarch.files import write_whole
 from jaxarch.observe import observe
 from jaxarch.train import checkpoint
@@ -36,11 +36,13 @@ def draw_features(
         weights: a run of `jaxarch train`; random weights without it.
 
     Raises:
-        UsageError: `out` does not end in .png, or the model takes no image.
+        UsageError: `out` does not end in .png, the model takes no image, or the extra viz is missing.
         DataError: the file is not a readable image.
     """
     if Path(out).suffix != ".png":
         raise UsageError(f"--out {out}: the image is written as .png")
+    for package in ("PIL", "matplotlib"):
+        require(package, "viz", "drawing feature maps")
     entry, variant = catalog.page(name), variant or catalog.default_variant(name)
     images = [k for k, v in entry.inputs.items() if v.kind == "image"]
     if not images or len(entry.inputs) > 1:

@@ -6,7 +6,7 @@ import json
 from rich.console import Console
 
 from jaxarch import catalog
-from jaxarch.errors import UsageError
+from jaxarch.errors import UsageError, require
 from jaxarch.runtime import configure_jax
 
 
@@ -14,11 +14,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the cases and print them; 1 if one fails.
 
     Raises:
-        UsageError: unknown names, or none; no torch.
+        UsageError: unknown names, or none; torch or, for --html, the extra viz is missing.
     """
     if args.all + bool(args.family) + bool(args.names) != 1:
         raise UsageError("parity takes model names, --family F or --all: one of the three")
     names = args.names or catalog.list_models(args.family)
+    if args.html:
+        require("jinja2", "viz", "parity --html")
     configure_jax(cpu=True, x64=True)
     from jaxarch import parity
 

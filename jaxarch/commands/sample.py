@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if Path(args.out).suffix != ".png":
         raise UsageError(f"--out {args.out}: a sheet is written as .png")
+    require("matplotlib", "viz", "writing a sheet of images")
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("sampling", total=None)
 
