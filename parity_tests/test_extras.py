@@ -1,6 +1,7 @@
 """What an extra installs is asked for by name, and a call that lacks it says which extra to install."""
 
 import importlib
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -38,3 +39,31 @@ def test_what_an_installed_package_lacks_is_its_own_error(monkeypatch, tmp_path)
 def test_all_holds_every_extra_of_a_user():
     named = EXTRAS["all"][0].removeprefix("jaxarch[").removesuffix("]").split(",")
     assert sorted(named) == sorted(set(EXTRAS) - {"all", "dev", "test"})
+
+
+LACKING = {
+    # what is missing -> the extra, and calls that need it
+    "PIL": ("viz", ["show", "cnn", "--features", "x.png"]),
+    "matplotlib": ("viz", ["sample", "runs/none"]),
+    "jinja2": ("viz", ["parity", "mlp", "--html", "x.html"]),
+    "transformers": ("hub", ["demo"]),
+    "tokenizers": ("hub", ["train", "advanced_transformer"]),
+    "jraph": ("graph", ["train", "gnn"]),
+    "networkx": ("graph", ["train", "graph_generator"]),
+    "sklearn": ("recipes", ["train", "mlp"]),
+    "rdkit": ("recipes", ["train", "gnn", "--recipe", "molecules"]),
+    "statsmodels": ("recipes", ["train", "gru_forecaster"]),
+    "diffrax": ("ode", ["train", "neural_ode"]),
+}
+
+
+@pytest.mark.parametrize("package", LACKING)
+def test_a_command_names_the_extra_that_it_lacks(package, tmp_path):
+    extra, arguments = LACKING[package]
+    code = f"import sys; sys.modules[{package!r}] = None; from jaxarch.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    (line,) = done.stderr.strip().splitlines()
+    assert (done.returncode, line.startswith("jaxarch: error: ")) == (2, True), line
+    assert f"needs {package}: pip install 'jaxarch[{extra}]'" in line
+    assert not list(tmp_path.iterdir())
