@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from jaxarch.errors import DataError
+from jaxarch.errors import DataError, require
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
     """A template of jaxarch/templates as HTML; text is escaped, unknown names are errors."""
+    jinja2 = require("jinja2", "viz", "an HTML page")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -24,9 +24,7 @@ def render(template: str, **values: Any) -> str:
 
 def curves(lines: dict[str, tuple[list[float], list[float]]], *, xlabel: str, ylabel: str) -> str:
     """A line chart as an SVG element; `lines` maps a label to its x and y values."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    figure = require("matplotlib.figure", "viz", "a chart").Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.add_subplot()
     for style, (label, (x, y)) in zip(itertools.cycle(("-", "--", ":", "-.")), lines.items(), strict=False):
         axes.plot(x, y, style, label=label, linewidth=1.5)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxarch.errors import DataError, UsageError
+from jaxarch.errors import DataError, UsageError, require
 
 PADDINGS = (True, False, "longest", "max_length")
 END = "<|endoftext|>"
@@ -120,6 +120,7 @@ def train_tokenizer(
         UsageError: `vocab_size` is smaller than the 256 bytes and the end token; no files.
         DataError: a file is missing or not UTF-8.
     """
+    require("transformers", "hub", "training a tokenizer")
     from transformers import PreTrainedTokenizerFast
 
     if not files:
@@ -136,6 +137,7 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int, end: str = END) -> Any
     Raises:
         UsageError: `vocab_size` is smaller than the 256 bytes and the end token.
     """
+    require("tokenizers", "hub", "training a tokenizer")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if vocab_size < 257:
@@ -159,6 +161,7 @@ def open_tokenizer(name: str | Path) -> Any:
     Raises:
         DataError: there is none, or the Hub cannot be reached.
     """
+    require("transformers", "hub", "reading a tokenizer")
     from huggingface_hub import model_info
     from transformers import AutoTokenizer
 

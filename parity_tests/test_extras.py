@@ -49,11 +49,10 @@ LACKING = {
     "transformers": ("hub", ["demo"]),
     "tokenizers": ("hub", ["train", "advanced_transformer"]),
     "jraph": ("graph", ["train", "gnn"]),
-    "networkx": ("graph", ["train", "graph_generator"]),
+    "networkx": ("recipes", ["train", "graph_generator"]),
     "sklearn": ("recipes", ["train", "mlp"]),
     "rdkit": ("recipes", ["train", "gnn", "--recipe", "molecules"]),
     "statsmodels": ("recipes", ["train", "gru_forecaster"]),
-    "diffrax": ("ode", ["train", "neural_ode"]),
 }
 
 

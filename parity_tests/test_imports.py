@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("what training computes and where: optimizers, losses, shardings", ("optim", "losses", "parallel")),
     (
         "what is done with a model from outside, and what both packages have in common",
-        ("peft", "autodiff", "generate", "diffusion", "gan", "tokenizer", "graphs", "html"),
+        ("peft", "autodiff", "decoding", "generate", "diffusion", "gan", "tokenizer", "graphs", "html"),
     ),
     ("examples to train on", ("data",)),
     ("the training of a model", ("train",)),
@@ -63,7 +63,10 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def imported_names(tree: ast.AST) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """(line, module, names imported from it) of every import below a node, by `import_module` too."""
+    """(line, module, names imported from it) of every import below a node, by `import_module` too.
+
+    A module that is named as the program runs ends in a dot.
+    """
     for node in ast.walk(tree):
         match node:
             case ast.Import():
@@ -79,7 +82,7 @@ def imported_names(tree: ast.AST) -> Iterator[tuple[int, str, tuple[str, ...]]]:
                     | ast.JoinedStr(values=[ast.Constant(value=str(module)), *_])
                 ],
             ):
-                yield node.lineno, module.rstrip("."), ()
+                yield node.lineno, module, ()
 
 
 def arrows(package: Path) -> list[Arrow]:
@@ -89,7 +92,7 @@ def arrows(package: Path) -> list[Arrow]:
     for source, path in known.items():
         for line, module, names in imported_names(ast.parse(path.read_text())):
             assert not module.startswith("."), f"{path}:{line} imports relatively: name the module in full"
-            if module.split(".")[0] != "jaxarch":
+            if module.split(".")[0] != "jaxarch" or module.endswith("."):  # a registry looks a name up
                 continue
             inner = module.removeprefix("jaxarch").removeprefix(".")
             targets = [f"{inner}.{name}".removeprefix(".") for name in names] or [inner]

@@ -447,11 +447,11 @@ def test_what_the_ode_refuses(monkeypatch):
                 catalog.create_model("neural_ode", "tiny", package=package, **change)
     monkeypatch.setitem(sys.modules, "diffrax", None)
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
-    with pytest.raises(UsageError, match="needs the package diffrax"):
+    with pytest.raises(UsageError, match=r"needs diffrax: pip install 'jaxarch\[ode\]'"):
         catalog.create_model("neural_ode", "tiny", method="dopri5", steps=1)(
             jnp.ones((1, 3)), jnp.arange(2.0)
         )
-    with pytest.raises(ImportError, match="needs the package torchdiffeq"):
+    with pytest.raises(ImportError, match=r"needs torchdiffeq: pip install 'jaxarch\[ode\]'"):
         catalog.create_model("neural_ode", "tiny", package="torchref", method="dopri5", steps=1)(
             torch.ones(1, 3), torch.arange(2.0)
         )

@@ -5,6 +5,10 @@ it names: `x`, `edge_index`, `edge_attr`, `n_node`. Everything but `apply`, `sha
 on the host. Messages go from `senders` to `receivers`, the two rows of PyG's `edge_index`.
 """
 
+from jaxarch.errors import require
+
+require("jraph", "graph", "jaxarch.graphs")
+
 from jraph import GraphsTuple
 
 from jaxarch.graphs.conversion import from_edges, from_networkx, from_pyg, to_networkx, to_pyg

@@ -7,7 +7,7 @@ import numpy as np
 from jraph import GraphsTuple
 
 from jaxarch.arrays import as_numpy
-from jaxarch.errors import DataError, UsageError, require_torch
+from jaxarch.errors import DataError, UsageError, require, require_torch
 from jaxarch.graphs.padding import unbatch
 from jaxarch.graphs.tuples import Arrays, make_graph
 
@@ -65,7 +65,7 @@ def from_networkx(graph: "Graph", nodes: Sequence[str] = (), edges: Sequence[str
 
 def to_networkx(graph: GraphsTuple) -> "MultiDiGraph":
     """A networkx.MultiDiGraph with the features as attributes; a batch becomes one graph of many components."""
-    import networkx
+    networkx = require("networkx", "graph", "to_networkx")
 
     def attributes(part: Arrays | None, i: int) -> dict[str, Any]:
         return {k: np.asarray(v)[i] for k, v in (part or {}).items()}

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxarch import nn
-from jaxarch.errors import UsageError, unknown
+from jaxarch.errors import UsageError, require, unknown
 
 Time = Float[Array, ""]
 State = Float[Array, "b d"]
@@ -112,10 +112,7 @@ class NeuralODE(nn.Module):
         return jnp.concatenate([x[None], solutions])
 
     def _adaptive(self, x: Float[Array, "b d"], times: Float[Array, " t"]) -> Float[Array, "t b d"]:
-        try:
-            import diffrax
-        except ImportError:
-            raise UsageError("method 'dopri5' needs the package diffrax: pip install diffrax") from None
+        diffrax = require("diffrax", "ode", "method 'dopri5'")
         # The weights are an argument of the equation: the adjoint integrates their gradient too.
         graph, weights = nnx.split(self.field)
 

@@ -104,8 +104,6 @@ class NeuralODE(nn.Module):
         try:
             import torchdiffeq
         except ImportError:
-            raise ImportError(
-                "method 'dopri5' needs the package torchdiffeq: pip install torchdiffeq"
-            ) from None
+            raise ImportError("method 'dopri5' needs torchdiffeq: pip install 'jaxarch[ode]'") from None
         odeint = torchdiffeq.odeint_adjoint if self.adjoint else torchdiffeq.odeint
         return odeint(self.field, x, times, rtol=self.rtol, atol=self.atol, method="dopri5")
