@@ -122,6 +122,22 @@ def test_convert_every_way_and_back(tmp_path):
         assert again[key].tobytes() == value.tobytes()
 
 
+def test_convert_takes_the_weights_out_of_a_torch_run(capsys, tmp_path):
+    from jaxarch.convert import to_state_dict
+    from jaxarch.convert.files import read_tensors, write_tensors
+
+    weights = to_state_dict(catalog.create_model("mlp", "tiny", rngs=3))
+    write_tensors(tmp_path / "run" / "model.safetensors", weights)
+    (tmp_path / "run" / "optimizer.pt").write_bytes(b"not read")
+    args = ("convert", str(tmp_path / "run"), str(tmp_path / "a.safetensors"))
+    assert main([*args, "--model", "mlp", "--variant", "tiny"]) == 0
+    again = read_tensors(tmp_path / "a.safetensors")
+    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in weights.items()}
+    capsys.readouterr()
+    status, line = failure(capsys, *args, "--model", "mlp", "--average")
+    assert (status, "keeps no average" in line) == (2, True)
+
+
 def test_convert_refuses_wrong_weights(capsys, tmp_path):
     from jaxarch.convert.files import write_tensors
 
