@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 from jaxarch.errors import UsageError, unknown
 
 FAMILIES = ("transformer", "sequence", "vision", "generative", "graph")
+# Whose state_dict keys a model has: its own, or those of a library's public checkpoints.
+NAMES = ("own", "torchvision", "huggingface", "diffusers", "pyg")
 
 Built = TypeVar("Built")
 
@@ -110,7 +112,7 @@ class Page:
     """One architecture: what its page says, checked.
 
     Attributes:
-        names: where the names of its parameters come from.
+        names: whose state_dict keys it has, one of NAMES.
         variants: variant -> arguments of the class.
         outputs: the kind of its outputs, one of KINDS.
         sizes: variant -> shapes of the inputs that differ from those of `inputs`.
@@ -199,6 +201,8 @@ def read_page(path: Path) -> Page:
     data = {("cls" if k == "class" else k): v for k, v in data.items()}
     if data.get("family") not in FAMILIES:
         raise unknown(f"family in {where}", data.get("family"), FAMILIES)
+    if data.get("names", "own") not in NAMES:
+        raise unknown(f"names in {where}", data["names"], NAMES)
     data["variants"] = {v: _extended(v, data.get("variants", {}), where) for v in data.get("variants", {})}
     data["inputs"] = {k: build(Input, v, f"{where} [inputs.{k}]") for k, v in data.get("inputs", {}).items()}
     for variant, sizes in data.get("sizes", {}).items():

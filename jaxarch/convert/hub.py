@@ -267,7 +267,7 @@ _FLAGS = ("output_hidden_states", "output_attentions")
 def hub_models() -> dict[str, str]:
     """Hugging Face's class names of the architectures that are on the Hub, and their names here."""
     pages = (catalog.page(n) for n in catalog.list_models())
-    return {p.cls: p.name for p in pages if p.names == "the hub's"}
+    return {p.cls: p.name for p in pages if p.names == "huggingface"}
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> str:
