@@ -306,7 +306,7 @@ def test_names_fixed_by_guide_d(cls):
 def test_advanced_cnn_has_guide_ds_names():
     from jaxarch.convert import to_state_dict
 
-    model = catalog.create_model("advanced_cnn", "guide", base_channels=8, num_blocks=(2, 1, 1, 1))
+    model = catalog.create_model("advanced_cnn", "base", base_channels=8, num_blocks=(2, 1, 1, 1))
     shapes = {k: v.shape for k, v in to_state_dict(model).items()}
     assert shapes["conv1.conv.weight"] == (8, 3, 7, 7)
     assert shapes["layer1.1.conv2.weight"] == (8, 8, 3, 3)

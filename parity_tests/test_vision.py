@@ -153,9 +153,9 @@ RESNET_E = {
 
 @pytest.mark.parametrize(("arch", "keys"), [("cnn", CNN_E), ("small_resnet", RESNET_E)])
 def test_names_fixed_by_guide_e(arch, keys):
-    assert torch_shapes(lambda: catalog.create_model(arch, "guide")) == keys
+    assert torch_shapes(lambda: catalog.create_model(arch, "base")) == keys
     with torch.device("meta"):
-        theirs = catalog.create_model(arch, "guide", package="torchref")
+        theirs = catalog.create_model(arch, "base", package="torchref")
     assert {k: tuple(v.shape) for k, v in theirs.state_dict().items()} == keys
 
 
