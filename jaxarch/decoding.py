@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxarch import state
-from jaxarch.nn.module import accumulation_dtype
+from jaxarch.nn import accumulation_dtype
 
 
 class Sampling(NamedTuple):

@@ -32,7 +32,11 @@ class Crepe(nnx.Module):
         for i, (inputs, outputs) in enumerate(itertools.pairwise(CHANNELS), 1):
             kernel, stride = ((512, 1), (4, 1)) if i == 1 else ((64, 1), (1, 1))
             setattr(self, f"conv{i}", nn.Conv2d(inputs, outputs, kernel, stride, rngs=rngs))
-            setattr(self, f"conv{i}_BN", nn.BatchNorm2d(outputs, **NORM, rngs=rngs))
+            setattr(
+                self,
+                f"conv{i}_BN",
+                nn.BatchNorm2d(outputs, eps=NORM["eps"], momentum=NORM["momentum"], rngs=rngs),
+            )
         self.pool = nn.MaxPool2d((2, 1))
         self.classifier = nn.Linear(256, BINS, rngs=rngs)
 

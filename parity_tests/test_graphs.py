@@ -39,7 +39,7 @@ def drawn(*shape, seed=0):
 
 X, ATTR = drawn(NODES, 6), drawn(COUNT, 3, seed=1)
 WEIGHT = np.random.default_rng(2).random(COUNT) + 0.2
-TYPE = np.random.default_rng(3).integers(0, RELATIONS, COUNT)
+TYPE = np.asarray(np.random.default_rng(3).integers(0, RELATIONS, COUNT))
 TYPE[:2] = 1  # the parallel edges are of one relation
 
 CONVOLUTIONS = {

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxarch.errors import UsageError, unknown
-from jaxarch.nn.module import accumulation_dtype
+from jaxarch.nn import accumulation_dtype
 
 Flat = Mapping[str, Any]
 METHODS = ("central", "complex")

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxarch.convert.layout import layout
-from jaxarch.nn.module import accumulation_dtype
+from jaxarch.nn import accumulation_dtype
 from jaxarch.observe import observe
 
 Flat = Mapping[str, Any]

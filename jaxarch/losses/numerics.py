@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from jaxarch.errors import unknown
-from jaxarch.nn.module import accumulation_dtype
+from jaxarch.nn import accumulation_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -109,6 +109,16 @@ class AdvancedTransformerModel(nn.Module):
                 rngs=rngs,
             )
         )
+        block = nn.TransformerBlockConfig(
+            norm_first=config.norm_first,
+            attention_type=config.attention,
+            max_relative_position=config.max_relative_position,
+            use_flash_attention=config.use_flash_attention or config.use_xformers,
+            position="rope" if rope else "none",
+            causal=True,
+            max_len=config.max_seq_len,
+            use_learnable=rope and config.use_learnable,
+        )
         self.layers: Any = nn.ModuleList(
             [
                 nn.TransformerBlock(
@@ -117,14 +127,7 @@ class AdvancedTransformerModel(nn.Module):
                     config.d_ff,
                     config.dropout,
                     config.activation,
-                    norm_first=config.norm_first,
-                    attention_type=config.attention,
-                    max_relative_position=config.max_relative_position,
-                    use_flash_attention=config.use_flash_attention or config.use_xformers,
-                    position="rope" if rope else "none",
-                    causal=True,
-                    max_len=config.max_seq_len,
-                    use_learnable=rope and config.use_learnable,
+                    config=block,
                     rngs=rngs,
                 )
                 for _ in range(config.n_layers)

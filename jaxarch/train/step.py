@@ -3,8 +3,7 @@
 import contextlib
 import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +12,20 @@ from flax import nnx
 
 from jaxarch.autodiff.monitor import AutogradMonitor
 from jaxarch.errors import UsageError
-from jaxarch.nn.module import accumulation_dtype
+from jaxarch.nn import accumulation_dtype
 from jaxarch.state import Flat, merge, rest_of, split
 from jaxarch.train.tasks import Batch, Task, Update
+
+if TYPE_CHECKING:  # type checkers know the standard library's decorator, not chex's
+    from dataclasses import dataclass
+else:
+    from chex import dataclass
 
 Metrics: TypeAlias = dict[str, Any]
 Optimizers: TypeAlias = Mapping[str, optax.GradientTransformation] | optax.GradientTransformation
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TrainState:
     """Everything that changes in training, as flat dictionaries by path.
 
@@ -101,6 +104,7 @@ def make_train_step(
             watch: Any = monitor.watch(model, step) if monitor else contextlib.nullcontext()
             with watch as zero_activations:
                 loss = update.loss(model, cast_to_bfloat16(batch) if mixed_precision else batch)
+            metrics: Metrics
             loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
             if monitor:
                 metrics = {**metrics, "monitor": {"zero_activations": zero_activations}}

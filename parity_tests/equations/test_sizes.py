@@ -33,7 +33,7 @@ import torch
 from flax import nnx
 
 from jaxarch import catalog, parity
-from jaxarch.parity.pair import to_jax
+from jaxarch.parity.pair import channels_last
 
 NOT_SIZES = {
     "*kernel_size*": "windows; where one is as long as another axis of its weight, part 3 finds it",
@@ -96,7 +96,7 @@ class Sizes:
     def trace(self, changed: Mapping[Place, int]) -> None:
         """Trace the model in JAX, whose shape annotations are checked; raises where it does."""
         model, inputs = self._prepared("jaxarch", changed)
-        arrays = {k: jnp.asarray(to_jax(v, self.inputs[k].kind)) for k, v in inputs.items()}
+        arrays = {k: jnp.asarray(channels_last(v, self.inputs[k].kind)) for k, v in inputs.items()}
         nnx.eval_shape(lambda model, arrays: jax.tree.leaves(model(**arrays)), model, arrays)
 
     def varied(self, places: Sequence[Place], value: int) -> Shapes | None:
