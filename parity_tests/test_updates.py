@@ -181,7 +181,7 @@ def test_revived_codes_are_reported():
     task = tasks.task("vq_vae", codes=7)
     model = catalog.create_model("vq_vae", "tiny", rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    batch = task.draw(jax.random.key(0), {"x": jax.numpy.asarray(rng.normal(size=(2, 4, 4, 2)))})
+    batch = task.draw(jax.random.key(0), {"x": jax.numpy.asarray(rng.normal(size=(2, 4, 4, 3)))})
     _, told = task.updates["model"].loss(model, batch)
     assert told.keys() == {"reconstruction", "perplexity", "usage", "revived"}
     # Unused codes fall from 1 to 0.9, below the bound of 0.98.
