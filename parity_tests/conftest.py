@@ -1,5 +1,9 @@
 """Every test runs on the CPU, in float64, without implicit promotion, on eight virtual devices, and with the
-shape annotations of layers and models checked."""
+shape annotations of layers and models checked.
+
+`equations/` holds over the catalog and names no architecture, `witnesses/` compares with an outside truth (torch,
+PyTorch Geometric, torchvision, Hugging Face, papers), and `rooms/` has one file for a room or command of jaxarch.
+"""
 
 import os
 

@@ -13,7 +13,7 @@ import pytest
 from jaxarch import catalog
 from jaxarch.cli import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = (
     "import sys\n"
     "class Block:\n"
