@@ -79,6 +79,33 @@ def test_tokens_of_a_folder(pretrained, few_texts):
         data.load("docstrings", out=None, arguments={"vocab_size": 30}, options=options)
 
 
+LAYER = "bert.encoder.layer.0.attention.self"
+TRAINED = {
+    "classifier.weight",
+    "classifier.bias",
+    *(f"{LAYER}.{x}.lora_{y}.weight" for x in ("query", "value") for y in "AB"),
+}
+
+
+def assert_frozen_weights_are(start, params):
+    """Every weight of the folder, in the model's layout, is among the parameters unchanged."""
+    for key, value in {f"bert.{k}": v for k, v in start.items()}.items():
+        ours = params.get(key)
+        if ours is None:
+            owner, leaf = key.rsplit(".", 1)
+            ours = params[f"{owner}.base_layer.{leaf}"]
+        value = value.T if ours.shape != value.shape or "dense.weight" in key or LAYER in key else value
+        np.testing.assert_array_equal(np.asarray(ours), value, err_msg=key)
+
+
+def assert_same_state(actual, expected):
+    """Two training states are equal in every bit."""
+    actual, expected = checkpoint.flatten(actual), checkpoint.flatten(expected)
+    for key, value in expected.items():
+        bits = jax.random.key_data if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else np.asarray
+        np.testing.assert_array_equal(bits(actual[key]), bits(value), err_msg=key)
+
+
 def test_only_adapters_and_the_head_train(pretrained, few_texts, first_devices, tmp_path):
     """The other weights stay the folder's; a run goes on bit for bit, without the folder."""
     folder = tmp_path / "hub"
@@ -87,31 +114,18 @@ def test_only_adapters_and_the_head_train(pretrained, few_texts, first_devices, 
     common = {"variant": "tiny", "recipe": "lora", "settings": settings, "mesh": "data=1", "progress": False}
     run = fit(NAME, out=tmp_path / "run", **common)
     start, now = read_tensors(pretrained / "model.safetensors"), {**run.state.params, **run.state.rest}
-    trained = {"classifier.weight", "classifier.bias"}
-    layer = "bert.encoder.layer.0.attention.self"
-    trained |= {f"{layer}.{x}.lora_{y}.weight" for x in ("query", "value") for y in "AB"}
-    assert set(run.state.params) == trained
+    assert set(run.state.params) == TRAINED
     slots = checkpoint.flatten(run.state.opt_state)
-    assert {k.rsplit("/", 1)[1] for k, v in slots.items() if v.ndim} == trained
-    kept = {f"bert.{k}": v for k, v in start.items()}
-    for key, value in kept.items():
-        ours = now.get(key)
-        if ours is None:
-            owner, leaf = key.rsplit(".", 1)
-            ours = now[f"{owner}.base_layer.{leaf}"]
-        value = value.T if ours.shape != value.shape or "dense.weight" in key or layer in key else value
-        np.testing.assert_array_equal(np.asarray(ours), value, err_msg=key)
-    assert run.state.params[f"{layer}.query.lora_A.weight"].shape == (16, 2)
-    assert all(np.abs(np.asarray(now[k])).max() > 0 for k in trained)
+    assert {k.rsplit("/", 1)[1] for k, v in slots.items() if v.ndim} == TRAINED
+    assert_frozen_weights_are(start, now)
+    assert run.state.params[f"{LAYER}.query.lora_A.weight"].shape == (16, 2)
+    assert all(np.abs(np.asarray(now[k])).max() > 0 for k in TRAINED)
 
     again = tmp_path / "again"
     fit(NAME, out=again, stop_at=1, **common)
     shutil.rmtree(folder)
     resumed = fit(NAME, out=again, resume=True, **common)
-    for key, value in checkpoint.flatten(run.state).items():
-        ours = checkpoint.flatten(resumed.state)[key]
-        same = jax.random.key_data if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else np.asarray
-        np.testing.assert_array_equal(same(ours), same(value), err_msg=key)
+    assert_same_state(resumed.state, run.state)
 
     model = checkpoint.load(again).model()
     model.eval()

@@ -158,7 +158,7 @@ def test_prompts_of_unequal_length_go_on_as_if_alone(settings):
 
 
 def test_transformers_writes_the_same_tokens():
-    """Greedy with a repetition penalty, and beams, on GPT-2 of the hub; penalty and filters one by one."""
+    """Greedy with a repetition penalty, and beams, on GPT-2 of Hugging Face."""
     config = transformers.GPT2Config(
         vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=None
     )
@@ -185,7 +185,9 @@ def test_transformers_writes_the_same_tokens():
     greedy = torch_generate(t, torch.tensor(ids), 9)
     assert not any(np.array_equal(greedy, x) for x in seen)
 
-    logits = 2 * np.random.default_rng(0).normal(size=(B, V))
+
+def test_transformers_has_the_same_penalty_and_filters():
+    ids, logits = tokens(3, 4), 2 * np.random.default_rng(0).normal(size=(B, V))
     logits[:, 5] = logits[:, 6]  # what ties with the last one stays
     given = torch.tensor(logits)
     named = transformers.RepetitionPenaltyLogitsProcessor(1.8)(torch.tensor(ids), given)

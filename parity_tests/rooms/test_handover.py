@@ -211,18 +211,14 @@ def test_what_does_not_fit_is_refused():
     refused("no torch state_dict", to_optimizer_state_dict, ROWS, params, adam_state, Hyper("lion"))
 
 
-def test_the_command_carries_a_run(tmp_path):
-    """jaxarch to step 4, torch to step 8, jaxarch to step 12: the curve of a run that never left jaxarch."""
-    run = {"variant": "small", "progress": False}
-    ours, theirs, back = tmp_path / "ours", tmp_path / "theirs", tmp_path / "back"
-    begun = fit("mlp", out=ours, stop_at=4, **run).run
-    assert "adamw at step 4" in convert(str(ours), str(theirs))
-    whole = [row["loss"] for row in fit("mlp", out=ours, resume=True, stop_at=12, **run).history]
+RUN = {"variant": "small", "progress": False}
 
+
+def continued_in_torch(begun, folder):
+    """(losses, model, optimizer) of steps 4 to 8 in torch, from the folder that the command wrote at step 4."""
     model = catalog.create_model("mlp", "small", package="torchref").double()
-    model.load_state_dict(
-        {k: torch.from_numpy(v) for k, v in read_tensors(theirs / "model.safetensors").items()}
-    )
+    tensors = read_tensors(folder / "model.safetensors")
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
     recipe, schedule = begun.recipe, schedule_of(begun.recipe)
     batches = [begun.source.batch(recipe.seed, i, recipe.batch_size) for i in range(4, 8)]
     found, optimizer = torch_train.train_steps(
@@ -232,9 +228,19 @@ def test_the_command_carries_a_run(tmp_path):
         learning_rate=lambda i: float(schedule(i)),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        optimizer_state=torch.load(theirs / "optimizer.pt", weights_only=True),
+        optimizer_state=torch.load(folder / "optimizer.pt", weights_only=True),
         start_step=4,
     )
+    return found, model, optimizer
+
+
+def test_the_command_carries_a_run(tmp_path):
+    """jaxarch to step 4, torch to step 8, jaxarch to step 12: the curve of a run that never left jaxarch."""
+    ours, theirs, back = tmp_path / "ours", tmp_path / "theirs", tmp_path / "back"
+    begun = fit("mlp", out=ours, stop_at=4, **RUN).run
+    assert "adamw at step 4" in convert(str(ours), str(theirs))
+    whole = [row["loss"] for row in fit("mlp", out=ours, resume=True, stop_at=12, **RUN).history]
+    found, model, optimizer = continued_in_torch(begun, theirs)
     np.testing.assert_allclose(found, whole[4:8], rtol=1e-10)
 
     later = tmp_path / "later"
@@ -246,11 +252,15 @@ def test_the_command_carries_a_run(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, plain(again), plain(optimizer.state_dict()))
     weights = read_tensors(tmp_path / "again" / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, weights, read_tensors(later / "model.safetensors"))
-    end = fit("mlp", out=back, resume=True, stop_at=12, **run)
+    end = fit("mlp", out=back, resume=True, stop_at=12, **RUN)
     np.testing.assert_allclose([row["loss"] for row in end.history], whole[8:], rtol=1e-10)
+    assert_refused_by_the_command(ours, later, back, tmp_path / "x")
 
+
+def assert_refused_by_the_command(ours, later, back, out):
+    """A folder without its model's name, folders that exist, weights of another dtype, a damaged optimizer."""
     with pytest.raises(UsageError, match="--model"):
-        convert(str(later), str(tmp_path / "x"))
+        convert(str(later), str(out))
     with pytest.raises(ConversionError, match="exists"):
         convert(str(later), str(back), model="mlp", variant="small")
     with pytest.raises(ConversionError, match="exists"):
@@ -258,7 +268,7 @@ def test_the_command_carries_a_run(tmp_path):
     single = {k: v.astype(np.float32) for k, v in read_tensors(later / "model.safetensors").items()}
     write_tensors(later / "model.safetensors", single)
     with pytest.raises(ConversionError, match="is float32, training keeps float64"):
-        convert(str(later), str(tmp_path / "x"), model="mlp", variant="small")
+        convert(str(later), str(out), model="mlp", variant="small")
     (later / "optimizer.pt").write_bytes(b"no")
     with pytest.raises(ConversionError, match="damaged"):
-        convert(str(later), str(tmp_path / "x"), model="mlp", variant="small")
+        convert(str(later), str(out), model="mlp", variant="small")

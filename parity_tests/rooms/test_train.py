@@ -81,17 +81,31 @@ def as_torch(batches):
 
 
 SETTINGS = {"weight_decay": 0.1, "max_grad_norm": 0.5}
+SCHEDULE = optim.create_schedule("cosine", 1e-2, 4, 24)
 
 
-def test_hand_over_in_the_middle_both_ways(twins):
-    theirs, ours, batches = twins
-    schedule = optim.create_schedule("cosine", 1e-2, 4, 24)
-    optimizer = optim.create_optimizer("adamw", learning_rate=schedule, **SETTINGS)
-    graph, params, rest = state.split(ours)
-    rows = [r for r in layout(ours) if r.trainable]
+def run_torch(weights, moments, part, start):
+    """(losses, the model, its optimizer's slots by parameter) after the batches of a part, from step `start`."""
+    model = catalog.create_model("mlp", "tiny", package="torchref").double().eval()
+    model.load_state_dict(weights)
+    found, optimizer = torch_train.train_steps(
+        model,
+        as_torch(part),
+        loss_of,
+        learning_rate=lambda i: float(SCHEDULE(i)),
+        optimizer_state=moments,
+        start_step=start,
+        **SETTINGS,
+    )
+    slots = {k: {s: as_numpy(v) for s, v in optimizer.state[p].items()} for k, p in model.named_parameters()}
+    return found, model, slots
+
+
+def jax_runner(graph, rest, optimizer):
+    """A function of parameters, optimizer state and batches -> (losses, the state after them), compiled once."""
     advance = step.make_train_step(graph, tasks.task("classification"), optimizer)
 
-    def run_jax(params, opt_state, part):
+    def run(params, opt_state, part):
         params, opt_state = jax.tree.map(jnp.copy, (params, opt_state))
         now = step.TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -106,35 +120,32 @@ def test_hand_over_in_the_middle_both_ways(twins):
             found.append(float(results["loss"]))
         return found, now
 
-    def run_torch(weights, moments, part, start):
-        model = catalog.create_model("mlp", "tiny", package="torchref").double().eval()
-        model.load_state_dict(weights)
-        found, own = torch_train.train_steps(
-            model,
-            as_torch(part),
-            loss_of,
-            learning_rate=lambda i: float(schedule(i)),
-            optimizer_state=moments,
-            start_step=start,
-            **SETTINGS,
-        )
-        slots = {k: {s: as_numpy(v) for s, v in own.state[p].items()} for k, p in model.named_parameters()}
-        return found, model, slots
+    return run
 
-    whole_torch, model, slots = run_torch(theirs.state_dict(), None, batches, 0)
-    whole_jax, end = run_jax(params, {"model": optimizer.init(params)}, batches)
-    np.testing.assert_allclose(whole_jax, whole_torch, rtol=1e-10)
-    exported = to_torch_optimizer(rows, end.opt_state)
+
+def assert_same_moments(exported, slots):
+    """Adam's moments, by parameter and in torch's layout, are torch's."""
     for name, own in slots.items():
         for slot in ("exp_avg", "exp_avg_sq"):
             error = np.linalg.norm(exported[name][slot] - own[slot])
             assert error <= 1e-10 * max(np.linalg.norm(own[slot]), 1e-6), (name, slot)
 
+
+def test_hand_over_in_the_middle_both_ways(twins):
+    theirs, ours, batches = twins
+    optimizer = optim.create_optimizer("adamw", learning_rate=SCHEDULE, **SETTINGS)
+    graph, params, rest = state.split(ours)
+    rows = [r for r in layout(ours) if r.trainable]
+    run_jax = jax_runner(graph, rest, optimizer)
+    whole_torch, model, slots = run_torch(theirs.state_dict(), None, batches, 0)
+    whole_jax, end = run_jax(params, {"model": optimizer.init(params)}, batches)
+    np.testing.assert_allclose(whole_jax, whole_torch, rtol=1e-10)
+    assert_same_moments(to_torch_optimizer(rows, end.opt_state), slots)
+
     # jax -> torch
     _, middle = run_jax(params, {"model": optimizer.init(params)}, batches[:9])
-    weights = {
-        k: as_tensor(v) for k, v in to_state_dict(state.merge(graph, middle.params, middle.rest)).items()
-    }
+    weights = to_state_dict(state.merge(graph, middle.params, middle.rest))
+    weights = {k: as_tensor(v) for k, v in weights.items()}
     later, _, _ = run_torch(weights, to_torch_optimizer(rows, middle.opt_state), batches[9:], 9)
     np.testing.assert_allclose(later, whole_torch[9:], rtol=1e-10)
 

@@ -236,13 +236,7 @@ def test_alternating_steps_equal_torch(options):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), draws)
             drawn, draws = task.draw(key, {"x": np.zeros((4, 1))}), draws + 1
             z, mix = (torch.from_numpy(np.array(drawn[k])) for k in ("z", "mix"))
-            adams[name].zero_grad()
-            rival_loss(name, sides, torch.from_numpy(real), z, mix, **options).backward()
-            adams[name].step()
-            if name == "critic" and "weight_clip" in options:
-                with torch.no_grad():
-                    for p in sides["critic"].parameters():
-                        p.clamp_(-options["weight_clip"], options["weight_clip"])
+            torch_step(adams[name], name, sides, torch.from_numpy(real), z, mix, options)
         for k, v in sides["generator"].named_parameters():
             means[k].lerp_(v.detach(), 1 - average)
         now, told = move(now, {"x": jnp.asarray(channels_last(real))})
@@ -261,6 +255,17 @@ def test_alternating_steps_equal_torch(options):
             expected = {k: adams[name].state[p][slot] for k, p in named.items()}
             rows_close(pair, part(values, name), expected)
     rows_close(pairs["generator"], part(now.ema_params, "generator"), means)
+
+
+def torch_step(adam, name, sides, real, z, mix, options):
+    """One step of a rival's own optimizer, and the critic's clipping of weights."""
+    adam.zero_grad()
+    rival_loss(name, sides, real, z, mix, **options).backward()
+    adam.step()
+    if name == "critic" and "weight_clip" in options:
+        with torch.no_grad():
+            for p in sides["critic"].parameters():
+                p.clamp_(-options["weight_clip"], options["weight_clip"])
 
 
 def rival_loss(

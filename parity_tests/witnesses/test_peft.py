@@ -83,36 +83,40 @@ def test_adapters(which, match, tmp_path):
     got = to_torch(rows, grads)
     assert all(error(got[k], p.grad) < BOUND for k, p in theirs.named_parameters() if p.requires_grad)
     assert optax.adam(0.1).init(params)[0].mu.keys() == names
+    assert_merged_is_unmerged(theirs, ours, found, ids, want.detach(), run)
+    assert_files_hold_the_adapters(ours, which, found, tmp_path)
 
+
+def assert_merged_is_unmerged(theirs, ours, found, ids, want, run):
+    """Merged layers give the same, and unmerging brings back every bit. `run`: parameters, rest, ids -> logits, _"""
+    _, params, rest = state.split(ours)
     before = {k: np.asarray(v) for k, v in weights(ours).items()}
     for layer in (*ours_peft.lora_layers(ours).values(), *theirs_peft.lora_layers(theirs).values()):
         layer.merge()
         assert layer.merged
-    merged = theirs(torch.tensor(ids))["logits"].detach()
-    assert error(merged, want.detach()) < BOUND
+    assert error(theirs(torch.tensor(ids))["logits"].detach(), want) < BOUND
     values = weights(ours)
     key = f"{found[0]}.base_layer.weight"
     assert not np.array_equal(values[key], before[key])
     # The same compiled function on the merged weights, with adapters that add nothing.
     silent = {k: jnp.zeros_like(v) for k, v in params.items()}
-    assert (
-        error(
-            run(silent, {**rest, **{k: values[k] for k in rest if k in values}}, jnp.asarray(ids))[0],
-            want.detach(),
-        )
-        < BOUND
-    )
+    merged = {**rest, **{k: values[k] for k in rest if k in values}}
+    assert error(run(silent, merged, jnp.asarray(ids))[0], want) < BOUND
     for layer in (*ours_peft.lora_layers(ours).values(), *theirs_peft.lora_layers(theirs).values()):
         layer.unmerge()
     after = weights(ours)
     assert after.keys() == before.keys()
     assert all(np.array_equal(after[k], before[k]) for k in before)
-    assert all(torch.equal(v, torch.tensor(to_torch(rows, after)[k])) for k, v in theirs.state_dict().items())
+    exported = to_torch(layout(ours), after)
+    assert all(torch.equal(v, torch.tensor(exported[k])) for k, v in theirs.state_dict().items())
 
-    ours_peft.save_adapter(ours, tmp_path)
+
+def assert_files_hold_the_adapters(ours, which, found, folder):
+    """Saved adapters load into a new model in every bit, and removing them leaves the model's own layers."""
+    ours_peft.save_adapter(ours, folder)
     fresh = unweighted(lambda: catalog.create_model(which, "tiny"))
-    assert ours_peft.load_adapter(fresh, tmp_path, rngs=nnx.Rngs(1)) == sorted(found)
-    again = state.split(fresh).params
+    assert ours_peft.load_adapter(fresh, folder, rngs=nnx.Rngs(1)) == sorted(found)
+    params, again = state.split(ours).params, state.split(fresh).params
     assert again.keys() == params.keys()
     assert all(np.array_equal(again[k], params[k]) for k in params)
     ours_peft.remove_lora(fresh)
@@ -196,14 +200,12 @@ TABLES = [
 ]
 
 
-@pytest.mark.parametrize(("which", "match"), TABLES, ids=[c[0] for c in TABLES])
-def test_a_prompt_is_put_on_any_model(which, match):
-    """Both packages agree, only the prompt trains, padding stays unseen, and removal restores the model."""
+def with_prompts(which, match):
+    """(torchref's model, its prompt layer, ours, our layer) with the same weights; a second prompt is refused."""
     torch.manual_seed(0)
     theirs = catalog.create_model(which, "tiny", package="torchref").double().eval()
     ours = unweighted(lambda: catalog.create_model(which, "tiny"))
     load_state_dict(ours, theirs.state_dict())
-    before = set(state.split(ours).params)
     with pytest.raises(ValueError, match=r"several|unknown"):
         ours_peft.apply_prompt(ours, "*embedding*" if which == "bert" else "*.x", rngs=nnx.Rngs(0))
     layer = ours_peft.apply_prompt(ours, match, 3, 0.0, "mlp", rngs=nnx.Rngs(0))
@@ -213,6 +215,13 @@ def test_a_prompt_is_put_on_any_model(which, match):
             package.apply_prompt(model, match, **({"rngs": nnx.Rngs(0)} if model is ours else {}))
     load_state_dict(ours, theirs.state_dict())
     ours.eval()
+    return theirs, twin, ours, layer
+
+
+@pytest.mark.parametrize(("which", "match"), TABLES, ids=[c[0] for c in TABLES])
+def test_a_prompt_is_put_on_any_model(which, match):
+    """Both packages agree, only the prompt trains, padding stays unseen, and removal restores the model."""
+    theirs, twin, ours, layer = with_prompts(which, match)
     graph, params, rest = state.split(ours)
     assert set(params) == {k for k, p in theirs.named_parameters() if p.requires_grad}
     assert all(".prompt." in k for k in params)
@@ -244,4 +253,5 @@ def test_a_prompt_is_put_on_any_model(which, match):
     with pytest.raises(ValueError, match=r"43.*out of range"):
         layer(jnp.asarray([43]))
     ours_peft.remove_prompt(ours)
-    assert set(state.split(ours).params) == before
+    plain = nnx.eval_shape(lambda: catalog.create_model(which, "tiny"))
+    assert set(state.split(ours).params) == set(state.split(plain).params)

@@ -385,18 +385,19 @@ def by_definition(kind, weights, hidden, valid):
     return context
 
 
-@pytest.mark.parametrize("kind", ["Dot", "General", "Concat"])
-def test_luong_attention(kind):
+def luong_layers(kind):
+    """The attention of a kind in torchref and in jaxarch, and its weights."""
     name = "DotProductAttention" if kind == "Dot" else f"{kind}Attention"
     twin = getattr(reference, name)(HIDDEN).double()
     ours = getattr(nn, name)(HIDDEN, rngs=nnx.Rngs(0))
     weights = {k: v.numpy() for k, v in twin.state_dict().items()}
     load_state_dict(ours, weights)
+    return twin, ours, weights
+
+
+def luong_vjp(ours, mask, cotangent):
+    """A compiled function of hidden states -> context, weights, and the gradients of parameters and hidden states."""
     graph, params, rest = state.split(ours)
-    hidden, cotangent = draw(1, BATCH, STEPS, HIDDEN), draw(2, BATCH, STEPS, HIDDEN)
-    mask = np.random.default_rng(3).random((BATCH, STEPS)) < 0.7
-    mask[2, 0] = False  # of length 1: no valid step is left
-    valid = mask & (np.arange(STEPS) < UNSORTED[:, None])
 
     @jax.jit
     def run(hidden):
@@ -408,6 +409,17 @@ def test_luong_attention(kind):
         (context, shares), pull = jax.vjp(call, params, hidden)
         return context, shares, pull((jnp.asarray(cotangent), jnp.ones_like(shares)))
 
+    return run
+
+
+@pytest.mark.parametrize("kind", ["Dot", "General", "Concat"])
+def test_luong_attention(kind):
+    twin, ours, weights = luong_layers(kind)
+    hidden, cotangent = draw(1, BATCH, STEPS, HIDDEN), draw(2, BATCH, STEPS, HIDDEN)
+    mask = np.random.default_rng(3).random((BATCH, STEPS)) < 0.7
+    mask[2, 0] = False  # of length 1: no valid step is left
+    valid = mask & (np.arange(STEPS) < UNSORTED[:, None])
+    run = luong_vjp(ours, mask, cotangent)
     context, shares, (d_params, d_hidden) = run(jnp.asarray(hidden))
     torch_hidden = torch.tensor(hidden, requires_grad=True)
     expected, torch_shares = twin(
