@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import torchref.nn as reference
+from comparison import assert_close, assert_same_vjp, jax_vjp, torch_vjp
 from jaxarch import nn, state
 from jaxarch.convert import load_state_dict, to_state_dict
 from jaxarch.errors import DataError, UsageError
@@ -26,16 +27,6 @@ DEEP = {"num_layers": 2, "bidirectional": True}
 
 def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
-
-
-def close(ours, theirs, what=""):
-    ours, theirs = (
-        np.asarray(ours),
-        theirs.detach().numpy() if torch.is_tensor(theirs) else np.asarray(theirs),
-    )
-    assert ours.shape == theirs.shape, what
-    error = np.linalg.norm(ours - theirs) / (np.linalg.norm(theirs) or 1)
-    assert error < 1e-10, f"{what}: {error:.1e}"
 
 
 def build(kind, **arguments):
@@ -66,55 +57,33 @@ def leaves(outputs, final):
     return (outputs, *final) if isinstance(final, tuple) else (outputs, final)
 
 
-def torch_run(layer, x, lengths, states):
+def torch_run(layer, x, lengths=None, states=None):
     """torch.nn's own packing -> outputs, final states, as a flat tuple."""
     if lengths is None:
         return leaves(*layer(x, states))
-    packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+    lengths = torch.as_tensor(lengths)
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     outputs, final = layer(packed, states)
     return leaves(pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0], final)
 
 
-def vjp(model):
-    """A jitted function -> outputs and the gradients of parameters, x and initial states."""
-    graph, params, rest = state.split(model)
-
-    @jax.jit
-    def run(x, lengths, states, cotangents):
-        def call(params, x, states):
-            return leaves(*state.merge(graph, params, rest)(x, lengths, states))
-
-        outputs, pull = jax.vjp(call, params, x, states)
-        return outputs, pull(cotangents)
-
-    return run
+def jax_run(layer, x, lengths=None, states=None):
+    return leaves(*layer(x, lengths, states))
 
 
-def compare(kind, theirs, model, run, lengths, states):
-    """torch.nn's outputs and gradients = ours, for one random cotangent."""
-    x = draw(1, BATCH, STEPS, WIDTH)
-    torch_x = torch.tensor(x, requires_grad=True)
-    torch_states = None if states is None else [torch.tensor(s, requires_grad=True) for s in states]
-    expected = torch_run(theirs, torch_x, lengths, torch_states and form(kind, torch_states))
-    cotangents = [draw(20 + k, *e.shape) for k, e in enumerate(expected)]
-    theirs.zero_grad()
-    torch.autograd.backward(expected, [torch.tensor(c) for c in cotangents])
-    outputs, (d_params, d_x, d_states) = run(
-        jnp.asarray(x),
-        None if lengths is None else jnp.asarray(lengths),
-        states and form(kind, [jnp.asarray(s) for s in states]),
-        tuple(map(jnp.asarray, cotangents)),
-    )
-    for k, pair in enumerate(zip(outputs, expected, strict=True)):
-        close(*pair, f"output {k}")
-    assert set(d_params) == {name for name, _ in theirs.named_parameters()}
-    for name, parameter in theirs.named_parameters():
-        close(d_params[name], parameter.grad, name)
-    close(d_x, torch_x.grad, "x")
-    if states is not None:
-        d_states = d_states if kind == "LSTM" else (d_states,)
-        for ours, given_state in zip(d_states, torch_states, strict=True):
-            close(ours, given_state.grad, "initial state")
+def inputs_of(kind, lengths, states):
+    """The named inputs of a layer, without those that are None."""
+    inputs = {"x": draw(1, BATCH, STEPS, WIDTH), "lengths": lengths}
+    inputs["states"] = None if states is None else form(kind, states)
+    return {k: v for k, v in inputs.items() if v is not None}
+
+
+def assert_layers_agree(theirs, run, inputs):
+    """torch.nn's outputs and gradients are ours, for one random cotangent."""
+    expected, cotangents = torch_vjp(theirs, inputs, call=torch_run)
+    actual = run(inputs, cotangents)
+    assert set(actual.parameters) == {name for name, _ in theirs.named_parameters()}
+    assert_same_vjp(actual, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,7 +100,7 @@ def compare(kind, theirs, model, run, lengths, states):
 def test_torch_equals_jax(kind, arguments, lengths, carried):
     theirs, twin, ours = build(kind, **arguments)
     states = initial(kind, theirs) if carried else None
-    compare(kind, theirs, ours, vjp(ours), lengths, states)
+    assert_layers_agree(theirs, jax_vjp(ours, jax_run), inputs_of(kind, lengths, states))
     with torch.no_grad():  # and torchref's twin is torch.nn
         x = torch.tensor(draw(1, BATCH, STEPS, WIDTH))
         start = None if states is None else form(kind, [torch.tensor(s) for s in states])
@@ -143,29 +112,27 @@ def test_torch_equals_jax(kind, arguments, lengths, carried):
 @functools.cache
 def deep(kind):
     theirs, _, ours = build(kind, **DEEP)
-    return theirs, ours, vjp(ours)
+    return theirs, ours, jax_vjp(ours, jax_run)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, STEPS), min_size=BATCH, max_size=BATCH), st.sampled_from(["LSTM", "GRU"]))
 def test_any_lengths(lengths, kind):
-    theirs, ours, run = deep(kind)
+    theirs, _, run = deep(kind)
     lengths = np.array(lengths)
-    compare(kind, theirs, ours, run, lengths, initial(kind, theirs))
+    inputs = inputs_of(kind, lengths, initial(kind, theirs))
+    assert_layers_agree(theirs, run, inputs)
 
     # What stands past the length, be it NaN, influences nothing, bit for bit.
-    states = form(kind, [jnp.asarray(s) for s in initial(kind, theirs)])
-    past = np.arange(STEPS) >= lengths[:, None]
-    x = draw(1, BATCH, STEPS, WIDTH)
-    cotangents = leaves(jnp.ones((BATCH, STEPS, 2 * HIDDEN)), states)
+    past, x = np.arange(STEPS) >= lengths[:, None], inputs["x"]
+    ones = leaves(np.ones((BATCH, STEPS, 2 * HIDDEN)), inputs["states"])
     results = []
     for filler in (x, np.nan):
-        padded = jnp.asarray(np.where(past[..., None], filler, x))
-        results.append(run(padded, jnp.asarray(lengths), states, cotangents))
+        padded = np.where(past[..., None], filler, x)
+        results.append(run({**inputs, "x": padded}, {str(i): v for i, v in enumerate(ones)}))
     jax.tree.map(np.testing.assert_array_equal, *results)
-    outputs, (_, d_x, _) = results[0]
-    assert not np.asarray(outputs[0])[past].any()
-    assert not np.asarray(d_x)[past].any()
+    assert not results[0].outputs["0"][past].any()
+    assert not results[0].inputs["x"][past].any()
 
 
 CELLS = {
@@ -209,8 +176,7 @@ def test_hand_written_backward_is_the_scans_own(kind):
         return [jax.jvp(g, function_arguments, function_arguments) for g in both_gradients]
 
     ours, expected = gradients(arguments)
-    assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    jax.tree.map(close, ours, expected)
+    assert_close(ours, expected)
 
 
 def test_jit_equals_eager_and_time_major_is_the_same():
@@ -222,9 +188,8 @@ def test_jit_equals_eager_and_time_major_is_the_same():
         other = getattr(nn, kind)(WIDTH, HIDDEN, batch_first=False, **DEEP, rngs=nnx.Rngs(1))
         load_state_dict(other, to_state_dict(ours))
         outputs, final = other(x.swapaxes(0, 1), lengths)
-        for a, b, c in zip(eager, jitted, leaves(outputs.swapaxes(0, 1), final), strict=True):
-            close(a, b)
-            close(c, a)
+        assert_close(eager, jitted)
+        assert_close(leaves(outputs.swapaxes(0, 1), final), eager)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -233,8 +198,7 @@ def test_a_sequence_cut_in_two_is_one(kind):
     x = jnp.asarray(draw(1, BATCH, STEPS, WIDTH))
     first, carried = ours(x[:, :2])
     second, final = ours(x[:, 2:], None, carried)
-    for a, b in zip(leaves(jnp.concatenate([first, second], 1), final), leaves(*ours(x)), strict=True):
-        close(a, b)
+    assert_close(leaves(jnp.concatenate([first, second], 1), final), leaves(*ours(x)))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -293,8 +257,7 @@ def test_both_biases_train_as_in_torch(kind):
         ((theirs(torch.tensor(x))[0] - torch.tensor(target)) ** 2).mean().backward()
         optimizer.step()
         params = step(params)
-    for name, parameter in theirs.named_parameters():
-        close(params[name], parameter, name)
+    assert_close(params, dict(theirs.named_parameters()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,14 +272,12 @@ def test_dropout_between_layers(kind):
     ours.train()
     with nn.inject_masks({"drop": [jnp.asarray(mask)]}):
         outputs = leaves(*ours(jnp.asarray(x), jnp.asarray(UNSORTED)))
-    for pair in zip(outputs, expected, strict=True):
-        close(*pair)
+    assert_close(outputs, expected)
     ours.eval()
     twin.eval()  # torch's fused path
     still = leaves(*twin(torch.tensor(x), lengths))
     assert not torch.allclose(still[0], expected[0])
-    for pair in zip(leaves(*ours(jnp.asarray(x), jnp.asarray(UNSORTED))), still, strict=True):
-        close(*pair)
+    assert_close(leaves(*ours(jnp.asarray(x), jnp.asarray(UNSORTED))), still)
 
 
 def test_initialiser_is_torchs():
@@ -395,53 +356,32 @@ def luong_layers(kind):
     return twin, ours, weights
 
 
-def luong_vjp(ours, mask, cotangent):
-    """A compiled function of hidden states -> context, weights, and the gradients of parameters and hidden states."""
-    graph, params, rest = state.split(ours)
-
-    @jax.jit
-    def run(hidden):
-        def call(params, hidden):
-            return state.merge(graph, params, rest)(
-                hidden, jnp.asarray(mask), jnp.asarray(UNSORTED), return_weights=True
-            )
-
-        (context, shares), pull = jax.vjp(call, params, hidden)
-        return context, shares, pull((jnp.asarray(cotangent), jnp.ones_like(shares)))
-
-    return run
+def luong_call(layer, hidden, mask, lengths):
+    context, shares = layer(hidden, mask, lengths, return_weights=True)
+    return {"context": context, "shares": shares}
 
 
 @pytest.mark.parametrize("kind", ["Dot", "General", "Concat"])
 def test_luong_attention(kind):
     twin, ours, weights = luong_layers(kind)
-    hidden, cotangent = draw(1, BATCH, STEPS, HIDDEN), draw(2, BATCH, STEPS, HIDDEN)
+    hidden = draw(1, BATCH, STEPS, HIDDEN)
     mask = np.random.default_rng(3).random((BATCH, STEPS)) < 0.7
     mask[2, 0] = False  # of length 1: no valid step is left
     valid = mask & (np.arange(STEPS) < UNSORTED[:, None])
-    run = luong_vjp(ours, mask, cotangent)
-    context, shares, (d_params, d_hidden) = run(jnp.asarray(hidden))
-    torch_hidden = torch.tensor(hidden, requires_grad=True)
-    expected, torch_shares = twin(
-        torch_hidden, torch.tensor(mask), torch.tensor(UNSORTED), return_weights=True
-    )
-    torch.autograd.backward(
-        (expected, torch_shares), (torch.tensor(cotangent), torch.ones_like(torch_shares))
-    )
-    close(context, expected)
-    close(shares, torch_shares)
-    close(d_hidden, torch_hidden.grad)
-    for key, parameter in twin.named_parameters():
-        grad = parameter.grad.numpy()
-        close(d_params[key], grad.T, key)
+    inputs = {"hidden": hidden, "mask": mask, "lengths": UNSORTED}
+    expected, cotangents = torch_vjp(twin, inputs, call=luong_call)
+    run = jax_vjp(ours, luong_call)
+    actual = run(inputs, cotangents)
+    assert_same_vjp(actual, expected)
+    context, shares = actual.outputs["context"], actual.outputs["shares"]
     for row in range(BATCH):
-        close(context[row], by_definition(kind, weights, hidden[row], valid[row]))
-    close(shares.sum(-1), valid.astype(float))
+        assert_close(context[row], by_definition(kind, weights, hidden[row], valid[row]))
+    assert_close(shares.sum(-1), valid.astype(float))
 
     # Values at masked steps influence nothing, bit for bit.
-    spoiled = run(jnp.asarray(np.where(valid[..., None], hidden, np.nan)))
-    jax.tree.map(np.testing.assert_array_equal, spoiled, (context, shares, (d_params, d_hidden)))
+    spoiled = run({**inputs, "hidden": np.where(valid[..., None], hidden, np.nan)}, cotangents)
+    jax.tree.map(np.testing.assert_array_equal, spoiled, actual)
 
     everywhere = np.ones(STEPS, bool)
-    close(ours(jnp.asarray(hidden))[0], by_definition(kind, weights, hidden[0], everywhere))
-    close(ours(jnp.asarray(hidden)), twin(torch.tensor(hidden)))
+    assert_close(ours(jnp.asarray(hidden))[0], by_definition(kind, weights, hidden[0], everywhere))
+    assert_close(ours(jnp.asarray(hidden)), twin(torch.tensor(hidden)))
