@@ -67,6 +67,27 @@ def called(module: Any, **inputs: Any) -> Any:
     return module(**inputs)
 
 
+class TorchCall(torch.nn.Module):
+    """A module under the key `module`, and the call that is compared."""
+
+    def __init__(self, module: torch.nn.Module, call: Call = called):
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.call(self.module, **inputs)
+
+
+class JaxCall(nnx.Module):
+    """A module under the key `module`, and the call that is compared."""
+
+    def __init__(self, module: nnx.Module, call: Call = called):
+        self.module, self.call = module, call
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.call(self.module, **inputs)
+
+
 def compiled(model: nnx.Module, call: Call = called) -> Call:
     """A model's call in one compilation, which is faster than one for each operation."""
     graph, params, rest = state.split(model)
@@ -103,25 +124,30 @@ def torch_vjp(
         [torch.from_numpy(np.asarray(seeds[k])) for k in roots],
         allow_unused=True,
     )
-    products = [as_numpy(torch.zeros_like(v) if g is None else g) for v, g in zip(variables, grads, strict=True)]
+    products = [
+        as_numpy(torch.zeros_like(v) if g is None else g) for v, g in zip(variables, grads, strict=True)
+    ]
     by_parameter = dict(zip(parameters, products, strict=False))
     by_input = dict(zip(floats, products[len(parameters) :], strict=True))
     return Vjp(arrays(outputs), by_parameter, by_input), seeds
 
 
-def jax_vjp(model: nnx.Module | None, call: Call = called) -> Callable[[Inputs, Arrays], Vjp]:
-    """A function, compiled once, of inputs and cotangents by output -> JAX's outputs and products."""
+def jax_vjp(model: nnx.Module | None, call: Call = called) -> Callable[..., Vjp]:
+    """A function, compiled once, of inputs and cotangents by output -> JAX's outputs and products.
+
+    Its third argument, if given, has arrays by path that take the place of the model's own.
+    """
     graph, params, rest = (None, {}, {}) if model is None else state.split(model)
     rows = [] if model is None else layout(model)
 
     @jax.jit
-    def run(params: Any, inputs: Any, seeds: Any) -> Any:
+    def run(params: Any, rest: Any, inputs: Any, seeds: Any) -> Any:
         values, tree = jax.tree.flatten(inputs)
 
         def restored(floats: list[Any]) -> Any:
             """The inputs with these floating ones; None for the others where nothing is given for them."""
-            rest_of = iter(floats)
-            return [next(rest_of) if is_float(v) else None for v in values]
+            remaining = iter(floats)
+            return [next(remaining) if is_float(v) else None for v in values]
 
         def forward(params: Any, floats: list[Any]) -> Any:
             merged = None if model is None else state.merge(graph, params, rest)
@@ -133,9 +159,10 @@ def jax_vjp(model: nnx.Module | None, call: Call = called) -> Callable[[Inputs, 
         d_params, d_floats = pullback(seeds)
         return outputs, d_params, leaves(tree.unflatten(restored(d_floats)))
 
-    def vjp(inputs: Inputs, cotangents: Arrays) -> Vjp:
+    def vjp(inputs: Inputs, cotangents: Arrays, replaced: Inputs | None = None) -> Vjp:
         given, seeds = jax.tree.map(jnp.asarray, (dict(inputs), cotangents))
-        outputs, d_params, d_inputs = run(params, given, seeds)
+        weights = [{k: (replaced or {}).get(k, v) for k, v in part.items()} for part in (params, rest)]
+        outputs, d_params, d_inputs = run(*weights, given, seeds)
         return Vjp(arrays(outputs), to_torch(rows, d_params), arrays(d_inputs))
 
     return vjp
@@ -164,4 +191,5 @@ def assert_twins_agree(
 
 
 def _tensor(value: Any) -> torch.Tensor:
-    return torch.tensor(value, requires_grad=np.asarray(value).dtype.kind == "f")
+    tensor = torch.from_numpy(np.array(as_numpy(value)))
+    return tensor.requires_grad_(tensor.is_floating_point())

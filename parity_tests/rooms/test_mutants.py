@@ -10,8 +10,8 @@ import optax
 import pytest
 import torch
 from flax import nnx
-from torch import nn as tnn
 
+from comparison import JaxCall, TorchCall
 from jaxarch import nn
 from jaxarch.errors import JaxarchError
 from jaxarch.nn import attention as attention_module
@@ -27,23 +27,6 @@ IDS = np.array([[0, 1, 2, 2], [3, 2, 1, 4]])
 
 def drawn(*shape):
     return np.random.default_rng(0).normal(size=shape)
-
-
-class Theirs(tnn.Module):
-    def __init__(self, layer, call=None):
-        super().__init__()
-        self.layer, self.call = layer, call
-
-    def forward(self, **inputs):
-        return self.call(self.layer, **inputs) if self.call else self.layer(**inputs)
-
-
-class Ours(nnx.Module):
-    def __init__(self, layer, call=None):
-        self.layer, self.call = layer, call
-
-    def __call__(self, **inputs):
-        return self.call(self.layer, **inputs) if self.call else self.layer(**inputs)
 
 
 def sequence(layer, x, lengths):
@@ -75,9 +58,8 @@ def pair_of(
         used = call or unnamed
         if name in ("LSTM", "GRU"):
             used = sequence
-        return check(
-            Theirs(theirs, used), Ours(ours, used), inputs, kinds=kinds, outputs=outputs, modes=modes
-        )
+        calls = TorchCall(theirs, used), JaxCall(ours, used)
+        return check(*calls, inputs, kinds=kinds, outputs=outputs, modes=modes)
 
     return compare
 

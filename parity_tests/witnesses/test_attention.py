@@ -13,23 +13,17 @@ from flax import nnx
 
 import jaxarch.nn as nn
 import torchref.nn as tnn
+from comparison import BOUND, JaxCall, TorchCall, assert_twins_agree, error
 from jaxarch import state
 from jaxarch.convert import load_state_dict
 from jaxarch.convert.layout import layout
-from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.kernels.attention import block_attention, exact_attention, fused_attention, pattern
 from jaxarch.nn.masks import expand_mask
+from jaxarch.parity import check
 from torchref.nn.attention import pattern as torch_pattern
 
-BOUND = 1e-10
 B, T, D, H, W = 3, 11, 16, 4, 2
-
-
-def error(a, b, floor=0.0):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    assert a.shape == b.shape
-    return np.linalg.norm(a - b) / max(np.linalg.norm(b), floor, 1e-300)
 
 
 CONFIGS = {"MultiHeadAttention": "AttentionConfig", "TransformerBlock": "TransformerBlockConfig"}
@@ -58,39 +52,14 @@ def pair(cls, *args, seed=0, mode="eval", **kwargs):
     return t, j
 
 
-def compare(t, j, x, masks, drops=None):
-    """Largest error over the masks of outputs and gradients (parameters and x); one compilation."""
-    c = np.random.default_rng(1).normal(size=x.shape)
-    graph, params, rest = state.split(j)
+def with_masks(layer, x, prefix, pairs):
+    """The layer without a mask, with one of keys and with one of pairs, so that one compilation serves all."""
+    return {"none": layer(x), "prefix": layer(x, mask=prefix), "pairs": layer(x, mask=pairs)}
 
-    @jax.jit
-    def run(params, x):
-        def forward(params, x, mask):
-            with nn.inject_masks(drops or {}):
-                return state.merge(graph, params, rest)(x, mask=mask)
 
-        results = []
-        for mask in masks:
-            y, pull = jax.vjp(
-                functools.partial(forward, mask=None if mask is None else jnp.asarray(mask)), params, x
-            )
-            results.append((y, *pull(jnp.asarray(c))))
-        return results
-
-    worst = 0.0
-    for mask, (y, gp, gx) in zip(masks, run(params, jnp.asarray(x)), strict=True):
-        t.zero_grad()
-        tx = torch.tensor(x, requires_grad=True)
-        ty = t(tx, mask=None if mask is None else torch.tensor(mask))
-        ty.backward(torch.tensor(c))
-        want = {k: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for k, p in t.named_parameters()}
-        got = to_torch(layout(j), gp)
-        assert got.keys() == want.keys()
-        # A key's bias has no gradient but rounding: it is measured against the others.
-        floor = 1e-3 * max(np.linalg.norm(g) for g in want.values())
-        worst = max(worst, error(y, ty.detach()), error(gx, tx.grad))
-        worst = max(worst, *(error(got[k], want[k], floor) for k in want))
-    return worst
+def inputs_with_masks():
+    _, prefix, pairs = masks()
+    return {"x": numbers(B, T, D), "prefix": prefix, "pairs": pairs}
 
 
 def masks(hidden_row=True):
@@ -120,7 +89,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_multi_head_attention_is_torchs(name):
     t, j = pair("MultiHeadAttention", D, H, **SETTINGS[name])
-    assert compare(t, j, numbers(B, T, D), masks()) < BOUND
+    assert_twins_agree(t, j, inputs_with_masks(), call=with_masks)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -129,15 +98,9 @@ def test_block_is_torchs_with_injected_masks(norm_first):
     kwargs = {"norm_first": norm_first, "use_relative_pos": norm_first, "max_relative_position": W}
     t, j = pair("TransformerBlock", D, H, 2 * D, 0.3, "relu", ff_dropout=0.5, mode="train", **kwargs)
     assert nn.label_dropouts(j) == ["attention.dropout", "dropout", "ff.2"]
-    shapes = {"attention.dropout": [(B, H, T, T)], "dropout": [(B, T, D)] * 2, "ff.2": [(B, T, 2 * D)]}
-    rng = np.random.default_rng(4)
-    drops = {k: [rng.random(s) < 0.6 for s in v] for k, v in shapes.items()}
-    for path, values in drops.items():
-        module = t.get_submodule(path)
-        queue = iter([torch.tensor(v) for v in values] * 3)
-        module.forward = lambda x, queue=queue, p=module.p: torch.where(next(queue), x / (1 - p), 0.0)
-    ours_too = {k: [jnp.asarray(v) for v in values] for k, values in drops.items()}
-    assert compare(t, j, numbers(B, T, D), masks(), ours_too) < BOUND
+    calls = TorchCall(t, with_masks), JaxCall(j, with_masks)
+    result = check(*calls, inputs_with_masks(), modes=("train",))
+    assert result.ok, result.detail
 
 
 def test_guide_d_names_and_shapes():
@@ -393,19 +356,8 @@ def test_positional_encoding_is_torchs(name):
     t, j = pair("PositionalEncoding", d, 20, **POSITIONS[name])
 
     x = numbers(B, T, d)
-    graph, params, rest = state.split(j)
-    c = numbers(B, T, d, seed=9)
-    y, pull = jax.vjp(lambda p, x: state.merge(graph, p, rest)(x), params, jnp.asarray(x))
-    gp, gx = pull(jnp.asarray(c))
-    tx = torch.tensor(x, requires_grad=True)
-    ty = t(tx)
-    ty.backward(torch.tensor(c))
-    got = to_torch(layout(j), gp)
-    assert error(y, ty.detach()) < BOUND
-    assert error(gx, tx.grad) < BOUND
-    for k, p in t.named_parameters():
-        assert error(got[k], p.grad) < BOUND
-    assert len(got) == len(list(t.parameters()))
+    assert_twins_agree(t, j, {"x": x})
+    ty = t(torch.tensor(x))
     assert error(j(jnp.asarray(x[0])), ty[0].detach()) < BOUND
     assert error(j(jnp.asarray(x[:, 4:]), 4), ty[:, 4:].detach()) < BOUND
     with pytest.raises(DataError, match=r"21.*20"):
@@ -418,7 +370,7 @@ def test_sinusoids():
     pe = nn.PositionalEncoding(5, 30, rngs=nnx.Rngs(0)).pe[...][:, 0]
     for i in (0, 1, 29):
         want = [f(i / 10000 ** (2 * m / 5)) for m in range(3) for f in (math.sin, math.cos)][:5]
-        assert error(pe[i], want) < 1e-14
+        assert error(pe[i], np.array(want)) < 1e-14
     assert nn.AdvancedPositionalEncoding is nn.PositionalEncoding
 
 

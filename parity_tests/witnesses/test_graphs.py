@@ -11,10 +11,9 @@ import torch
 from flax import nnx
 
 import torchref.nn as tnn
+from comparison import assert_same_vjp, jax_vjp, torch_vjp
 from jaxarch import catalog, graphs, nn, state
 from jaxarch.convert import load_state_dict
-from jaxarch.convert.layout import layout
-from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.kernels import edge_sums
 from jaxarch.parity.catalog_cases import draw_inputs, randomize
@@ -87,50 +86,6 @@ def twin(name, *args, **kwargs):
     return built(lambda: getattr(nn, name)(*args, **kwargs, rngs=nnx.Rngs(0)), weights)
 
 
-def by_torch(layer, arrays):
-    """Outputs, and gradients of the parameters and floating inputs for the cotangent of ones and twos."""
-    tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
-    floats = {k: v.requires_grad_() for k, v in tensors.items() if v.is_floating_point()}
-    y = layer(**tensors)
-    wanted = {**dict(layer.named_parameters()), **floats}
-    found = torch.autograd.grad((y * cotangent(y)).sum(), list(wanted.values()), allow_unused=True)
-    zeroed = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted.values(), found, strict=True)]
-    return y.detach().numpy(), {k: g.numpy() for k, g in zip(wanted, zeroed, strict=True)}
-
-
-def cotangent(y):
-    return torch.arange(y.numel(), dtype=y.dtype).reshape(y.shape).cos()
-
-
-def by_jax(layer, arrays, *others):
-    """The same by ours, and the outputs for other inputs, in one jit."""
-    graph, params, rest = state.split(layer)
-    arrays, *others = jax.tree.map(jnp.asarray, (arrays, *others))
-    floats = {k: v for k, v in arrays.items() if jnp.issubdtype(v.dtype, jnp.floating)}
-
-    @jax.jit
-    def run(params, arrays, floats, others):
-        def forward(params, floats):
-            y = state.merge(graph, params, rest)(**{**arrays, **floats})
-            return y, jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
-
-        (y, seed), pullback = jax.vjp(forward, params, floats)
-        model = state.merge(graph, params, rest)
-        return y, pullback((seed, jnp.zeros_like(seed))), [model(**o) for o in others]
-
-    y, (d_params, d_floats), more = run(params, arrays, floats, others)
-    gradients = {**to_torch(layout(layer), d_params), **jax.tree.map(np.asarray, d_floats)}
-    return (np.asarray(y), gradients), more
-
-
-def close(ours, theirs):
-    assert ours[0].shape == theirs[0].shape
-    assert relative(theirs[0], ours[0]) < BOUND
-    assert set(ours[1]) == set(theirs[1])
-    for key, gradient in theirs[1].items():
-        assert relative(gradient, ours[1][key], 1e-3) < BOUND, key
-
-
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_convolutions_are_pygs(case):
     name, args, kwargs, features = CONVOLUTIONS[case]
@@ -143,20 +98,19 @@ def test_convolutions_are_pygs(case):
     theirs.load_state_dict(witness.state_dict(), strict=True)
     ours = built(lambda: getattr(nn, name)(*args, **kwargs, rngs=nnx.Rngs(0)), witness.state_dict())
     arrays = {"x": X, "edge_index": EDGES, **features}
-    expected = by_torch(witness, arrays)
+    expected, cotangents = torch_vjp(witness, arrays)
     if "edge_weight" in features and kwargs.get("add_self_loops", True):
         # Of several self loops at a node the last counts, but PyG gives its gradient to the others too.
-        expected[1]["edge_weight"][3] = 0
+        expected.inputs["edge_weight"][3] = 0
     # A graph without edges, and a single node.
     empty = [{"x": x, "edge_index": ALONE, **{k: v[:0] for k, v in features.items()}} for x in (X, X[:1])]
-    found, found_empty = by_jax(ours, arrays, *empty)
-    close(by_torch(theirs, arrays), expected)
-    close(found, expected)
-    for inputs, y in zip(empty, found_empty, strict=True):
+    assert_same_vjp(torch_vjp(theirs, arrays)[0], expected)
+    assert_same_vjp(jax_vjp(ours)(arrays, cotangents), expected)
+    for inputs in empty:
         tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
         want = witness(**tensors).detach().numpy()
         np.testing.assert_allclose(theirs(**tensors).detach().numpy(), want, atol=1e-14)
-        np.testing.assert_allclose(y, want, atol=1e-14)
+        np.testing.assert_allclose(ours(**jax.tree.map(jnp.asarray, inputs)), want, atol=1e-14)
 
 
 def test_sorted_edges_are_the_same_graph():
@@ -203,10 +157,13 @@ def test_pools_are_pygs():
     x, at_zero = np.round(X) + 0.5, np.round(X)
     names = ("global_add_pool", "global_mean_pool", "global_max_pool")
 
+    def seeds(outputs):
+        return {k: np.cos(np.arange(v.size, dtype=v.dtype)).reshape(v.shape) for k, v in outputs.items()}
+
     def by(package, name, x):
-        tensor = torch.from_numpy(x.copy()).requires_grad_()
-        y = getattr(package, name)(tensor, torch.from_numpy(batch), size)
-        return y.detach().numpy(), torch.autograd.grad((y * cotangent(y)).sum(), tensor)[0].numpy()
+        pool = getattr(package, name)
+        found, _ = torch_vjp(None, {"x": x}, seeds, lambda _, x: pool(x, torch.from_numpy(batch), size))
+        return found.outputs[""], found.inputs["x"]
 
     @jax.jit
     def ours(x):

@@ -19,6 +19,7 @@ from flax import nnx
 
 import jaxarch.nn as nn
 import torchref.nn as tnn
+from comparison import BOUND, arrays, assert_close, assert_same_vjp, compiled, error, jax_vjp, torch_vjp
 from jaxarch import catalog, state
 from jaxarch.commands.convert import convert
 from jaxarch.convert import load_state_dict
@@ -28,7 +29,6 @@ from jaxarch.errors import ConversionError, DataError, UsageError
 from jaxarch.parity.catalog_cases import unweighted
 from jaxarch.train import checkpoint
 
-BOUND = 1e-10
 B, T = 3, 7
 
 CONFIGS = {
@@ -125,29 +125,14 @@ def loaded(folder):
 
 def run(model, inputs):
     """Our outputs in one compilation, with states and weights."""
-    graph, params, rest = state.split(model)
-    arrays = {k: jnp.asarray(np.moveaxis(v, 1, -1) if k == "pixel_values" else v) for k, v in inputs.items()}
-
-    @jax.jit
-    def call(params, arrays):
-        return state.merge(graph, params, rest)(**arrays, output_hidden_states=True, output_attentions=True)
-
-    return call(params, arrays)
+    inputs = {k: np.moveaxis(v, 1, -1) if k == "pixel_values" else v for k, v in inputs.items()}
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    return compiled(model, lambda model, **inputs: model(**inputs, **asked))(**inputs)
 
 
 def flat(outputs):
     """Name -> array of the outputs of any of the three."""
-    arrays = {}
-    for key, value in dict(outputs).items():
-        if key != "past_key_values":
-            parts = enumerate(value) if isinstance(value, tuple | list) else [("", value)]
-            arrays |= {f"{key}{i}": np.asarray(v.detach() if hasattr(v, "detach") else v) for i, v in parts}
-    return arrays
-
-
-def error(a, b):
-    assert a.shape == b.shape
-    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300)
+    return arrays({k: v for k, v in dict(outputs).items() if k != "past_key_values"})
 
 
 class Heard(logging.Handler):
@@ -428,12 +413,12 @@ def test_gpt2_decodes_a_few_tokens_at_a_time_what_it_computes_at_once():
             found.append(logits)
         return jnp.concatenate(found, 1)
 
-    assert error(np.asarray(pieces(params, jnp.asarray(ids))), want) < BOUND
+    assert_close(pieces(params, jnp.asarray(ids)), want)
     cache, found = theirs.init_cache(2, 8), []
     for a, b in ((0, 3), (3, 4), (4, 6)):
         logits, cache = theirs.decode(torch.tensor(ids[:, a:b]), cache)
         found.append(logits)
-    assert error(torch.cat(found, 1).detach().numpy(), want) < BOUND
+    assert_close(torch.cat(found, 1), want)
 
 
 def real_sentences():
@@ -530,29 +515,16 @@ def test_encoder_layer_is_torchs(settings):
     theirs.load_state_dict(witness.state_dict())
     ours = nn.TransformerEncoderLayer(d, 2, 12, 0.0, **settings, rngs=nnx.Rngs(0))
     load_state_dict(ours, witness.state_dict())
-    rng = np.random.default_rng(0)
-    x, c = rng.normal(size=(2, B, 5, d))
-    keep = np.arange(5) < np.array([5, 1, 3])[:, None]
-    graph, params, rest = state.split(ours)
+    inputs = {"x": np.random.default_rng(0).normal(size=(B, 5, d))}
+    inputs["mask"] = np.arange(5) < np.array([5, 1, 3])[:, None]
 
-    @jax.jit
-    def run(params, x):
-        y, pull = jax.vjp(lambda p, x: state.merge(graph, p, rest)(x, mask=jnp.asarray(keep)), params, x)
-        return y, *pull(jnp.asarray(c))
+    def blocked(layer, x, mask):
+        return layer(x, src_key_padding_mask=~mask)
 
-    y, gp, gx = run(params, jnp.asarray(x))
-    seen = []
-    for model, kwargs in (
-        (witness, {"src_key_padding_mask": torch.tensor(~keep)}),
-        (theirs, {"mask": torch.tensor(keep)}),
-    ):
-        tx = torch.tensor(x, requires_grad=True)
-        ty = model(tx, **kwargs)
-        ty.backward(torch.tensor(c))
-        seen.append((ty.detach().numpy(), tx.grad.numpy(), model.self_attn.in_proj_weight.grad.numpy()))
-    got = (np.asarray(y), np.asarray(gx), np.asarray(gp["self_attn.in_proj_weight"]).T)
-    for want in seen:
-        assert all(error(g, w) < BOUND for g, w in zip(got, want, strict=True))
+    expected, cotangents = torch_vjp(witness, inputs, call=blocked)
+    run = jax_vjp(ours, lambda layer, x, mask: layer(x, mask=mask))
+    assert_same_vjp(run(inputs, cotangents), expected)
+    assert_same_vjp(torch_vjp(theirs, inputs, call=lambda layer, x, mask: layer(x, mask=mask))[0], expected)
 
 
 def test_packed_attention_is_torchs():
@@ -570,7 +542,6 @@ def test_packed_attention_is_torchs():
     want = witness(*(x[:2] for x in tensors), key_padding_mask=blocked, average_attn_weights=False)
     ref = theirs(*tensors, mask=torch.tensor(keep), return_weights=True)
     got = ours(*(jnp.asarray(x) for x in (q, k, v)), mask=jnp.asarray(keep), return_weights=True)
-    for g, r, w in zip(got, ref, want, strict=True):
-        assert error(np.asarray(g), r.detach().numpy()) < BOUND
-        assert error(np.asarray(g)[:2], w.detach().numpy()) < BOUND
-        assert np.isfinite(g).all()
+    assert_close(got, ref)
+    assert_close([g[:2] for g in got], want)
+    assert all(np.isfinite(g).all() for g in got)

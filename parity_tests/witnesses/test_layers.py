@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 from torch import nn as tnn
 
+from comparison import JaxCall, TorchCall
 from jaxarch import catalog, nn
 from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, UsageError
@@ -68,31 +69,9 @@ LAYERS = {
 FEATURES_OUT = {"Linear", "Flatten"}
 
 
-class Both:
-    """A layer in a Sequential-free wrapper, so that its keys begin with `layer`."""
-
-    @staticmethod
-    def torch(layer):
-        class Wrapped(tnn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layer = layer
-
-            def forward(self, x):
-                return self.layer(x)
-
-        return Wrapped()
-
-    @staticmethod
-    def jax(layer):
-        class Wrapped(nnx.Module):
-            def __init__(self):
-                self.layer = layer
-
-            def __call__(self, x):
-                return self.layer(x)
-
-        return Wrapped()
+def unnamed(layer, x):
+    """The call of a layer whose argument has different names in the two packages."""
+    return layer(x)
 
 
 def build(name, args, kwargs):
@@ -110,7 +89,8 @@ def test_layer(layer):
     theirs, ours = build(name, args, kwargs)
     x = np.random.default_rng(0).normal(size=shape)
     outputs = "features" if name in FEATURES_OUT else kind
-    result = check(Both.torch(theirs), Both.jax(ours), {"x": x}, kinds={"x": kind}, outputs=outputs)
+    calls = TorchCall(theirs, unnamed), JaxCall(ours, unnamed)
+    result = check(*calls, {"x": x}, kinds={"x": kind}, outputs=outputs)
     assert result.ok, result.detail
 
 
@@ -137,23 +117,7 @@ def test_embedding():
     ids = np.array([[0, 2, 2], [1, 4, 0]])
     torch.manual_seed(0)
     theirs, ours = tnn.Embedding(5, 3, padding_idx=2), nn.Embedding(5, 3, padding_idx=2, rngs=RNGS)
-
-    class T(tnn.Module):
-        def __init__(self):
-            super().__init__()
-            self.e = theirs
-
-        def forward(self, x):
-            return self.e(x)
-
-    class J(nnx.Module):
-        def __init__(self):
-            self.e = ours
-
-        def __call__(self, x):
-            return self.e(x)
-
-    result = check(T(), J(), {"x": ids})
+    result = check(TorchCall(theirs, unnamed), JaxCall(ours, unnamed), {"x": ids})
     assert result.ok, result.detail
     assert not np.asarray(ours.weight[2]).any()
     for bad in (5, -1):

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,6 +13,7 @@ from flax import nnx
 
 import jaxarch.peft as ours_peft
 import torchref.peft as theirs_peft
+from comparison import assert_close, assert_same_vjp, assert_twins_agree, error, jax_vjp, torch_vjp
 from jaxarch import catalog, state
 from jaxarch.convert import load_state_dict
 from jaxarch.convert.layout import layout
@@ -21,17 +21,10 @@ from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import ConversionError, UsageError
 from jaxarch.parity.catalog_cases import unweighted
 
-BOUND = 1e-10
 CASES = [
     ("gpt2", "*.c_attn|*.mlp.c_proj"),
     ("advanced_transformer", "*.w_q|*.w_v"),
 ]
-
-
-def error(a, b):
-    a, b = np.asarray(a), np.asarray(b)
-    assert a.shape == b.shape
-    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300)
 
 
 def weights(model):
@@ -60,48 +53,45 @@ def test_adapters(which, match, tmp_path):
     """The same outputs and gradients, only of adapters; merge = unmerged; unmerge is bitwise; files."""
     theirs, ours, found = twins(which, match)
     ids = np.random.default_rng(0).integers(0, 40, (2, 6))
-    want = theirs(torch.tensor(ids))["logits"]
-    want.square().mean().backward()
-    graph, params, rest = state.split(ours)
+    want, cotangents = torch_vjp(theirs, {"ids": ids}, call=logits)
+    params = state.split(ours).params
     names = {f"{p}.{leaf}.weight" for p in found for leaf in ("lora_A", "lora_B")}
     assert set(params) == names == {k for k, p in theirs.named_parameters() if p.requires_grad}
     rows = layout(ours)
     assert {r.torch for r in rows} == set(theirs.state_dict())
     assert {r.torch for r in rows if r.trainable} == names
+    run = jax_vjp(ours, logits)
+    assert_same_vjp(run({"ids": ids}, cotangents), want)
+    assert want.parameters.keys() == optax.adam(0.1).init(params)[0].mu.keys() == names
 
-    @jax.jit
-    def run(params, rest, ids):
-        def loss(p):
-            logits = state.merge(graph, p, rest)(ids)["logits"]
-            return jnp.square(logits).mean(), logits
+    def output(replaced):
+        return run({"ids": ids}, cotangents, replaced).outputs[""]
 
-        grads, logits = jax.grad(loss, has_aux=True)(params)
-        return logits, grads
-
-    logits, grads = run(params, rest, jnp.asarray(ids))
-    assert error(logits, want.detach()) < BOUND
-    got = to_torch(rows, grads)
-    assert all(error(got[k], p.grad) < BOUND for k, p in theirs.named_parameters() if p.requires_grad)
-    assert optax.adam(0.1).init(params)[0].mu.keys() == names
-    assert_merged_is_unmerged(theirs, ours, found, ids, want.detach(), run)
+    assert_merged_is_unmerged(theirs, ours, found, ids, want.outputs[""], output)
     assert_files_hold_the_adapters(ours, which, found, tmp_path)
 
 
-def assert_merged_is_unmerged(theirs, ours, found, ids, want, run):
-    """Merged layers give the same, and unmerging brings back every bit. `run`: parameters, rest, ids -> logits, _"""
+def logits(model, ids):
+    return model(ids)["logits"]
+
+
+def assert_merged_is_unmerged(theirs, ours, found, ids, want, output):
+    """Merged layers give the same, and unmerging brings back every bit.
+
+    `output` is the unmerged model's, compiled, as a function of the arrays that replace some of its own.
+    """
     _, params, rest = state.split(ours)
     before = {k: np.asarray(v) for k, v in weights(ours).items()}
     for layer in (*ours_peft.lora_layers(ours).values(), *theirs_peft.lora_layers(theirs).values()):
         layer.merge()
         assert layer.merged
-    assert error(theirs(torch.tensor(ids))["logits"].detach(), want) < BOUND
+    assert_close(theirs(torch.tensor(ids))["logits"], want)
     values = weights(ours)
     key = f"{found[0]}.base_layer.weight"
     assert not np.array_equal(values[key], before[key])
     # The same compiled function on the merged weights, with adapters that add nothing.
     silent = {k: jnp.zeros_like(v) for k, v in params.items()}
-    merged = {**rest, **{k: values[k] for k in rest if k in values}}
-    assert error(run(silent, merged, jnp.asarray(ids))[0], want) < BOUND
+    assert_close(output({**silent, **{k: values[k] for k in rest if k in values}}), want)
     for layer in (*ours_peft.lora_layers(ours).values(), *theirs_peft.lora_layers(theirs).values()):
         layer.unmerge()
     after = weights(ours)
@@ -141,7 +131,7 @@ def test_the_peft_library_reads_and_writes_the_same_files(tmp_path):
     assert error(base(ids).logits.detach(), want) > 1e-3
     ours_peft.save_adapter(ours, tmp_path / "ours")
     library = peft.PeftModel.from_pretrained(base, tmp_path / "ours", autocast_adapter_dtype=False).eval()
-    assert error(library(ids).logits.detach(), want) < BOUND
+    assert_close(library(ids).logits, want)
     library.save_pretrained(tmp_path / "library")
     fresh = unweighted(lambda: catalog.create_model("gpt2", "tiny"))
     assert ours_peft.load_adapter(fresh, tmp_path / "library", rngs=nnx.Rngs(1)) == sorted(found)
@@ -171,20 +161,8 @@ def test_prompts(encoder):
     theirs = theirs_peft.PTuningLayer(6, 3, 0.0, encoder).double()
     ours = ours_peft.P_TuningLayer(6, 3, 0.0, encoder, rngs=nnx.Rngs(0))
     load_state_dict(ours, theirs.state_dict())
-    x, c = np.random.default_rng(0).normal(size=(2, 2, 7, 6))
-    graph, params, rest = state.split(ours)
-
-    @jax.jit
-    def run(params):
-        y, pull = jax.vjp(lambda p: state.merge(graph, p, rest)(jnp.asarray(x[:, :4])), params)
-        return y, pull(jnp.asarray(c))[0]
-
-    y, grads = run(params)
-    want = theirs(torch.tensor(x[:, :4]))
-    want.backward(torch.tensor(c))
-    assert error(y, want.detach()) < BOUND
-    got = to_torch(layout(ours), grads)
-    assert all(error(got[k], p.grad) < BOUND for k, p in theirs.named_parameters())
+    x = np.random.default_rng(0).normal(size=(2, 4, 6))
+    assert_twins_agree(theirs, ours, {"x": x}, call=lambda layer, x: layer(x))
     mask, labels = np.array([[1, 1, 0, 0], [1, 0, 0, 0]]), np.arange(8).reshape(2, 4)
     for name, given, first in (("extend_mask", mask, 1), ("extend_labels", labels, -100)):
         long = np.asarray(getattr(ours, name)(jnp.asarray(given)))
@@ -222,34 +200,25 @@ def with_prompts(which, match):
 def test_a_prompt_is_put_on_any_model(which, match):
     """Both packages agree, only the prompt trains, padding stays unseen, and removal restores the model."""
     theirs, twin, ours, layer = with_prompts(which, match)
-    graph, params, rest = state.split(ours)
+    params = state.split(ours).params
     assert set(params) == {k for k, p in theirs.named_parameters() if p.requires_grad}
     assert all(".prompt." in k for k in params)
     ids, mask = np.random.default_rng(0).integers(0, 40, (2, 6)), np.arange(6) < np.array([[6], [4]])
     key = "last_hidden_state" if which == "bert" else "logits"
     given = [(w, a(ids), a(mask)) for w, a in ((layer, jnp.asarray), (twin, torch.tensor))]
     ours_in, theirs_in = [(w.extend_ids(i), w.extend_mask(m)) for w, i, m in given]
-    want = theirs(*theirs_in)[key]
-    c = np.random.default_rng(1).normal(size=tuple(want.shape))
-    want.backward(torch.tensor(c))
 
-    @jax.jit
-    def run(params, ids, mask):
-        def loss(p):
-            y = state.merge(graph, p, rest)(ids, mask)[key]
-            return (y * c).sum(), y
+    def call(model, ids, mask):
+        return model(ids, mask)[key]
 
-        return jax.grad(loss, has_aux=True)(params)
-
-    grads, y = run(params, *ours_in)
-    assert y.shape[1] == 9
-    assert error(y, want.detach()) < BOUND
-    got = to_torch(layout(ours), grads)
-    assert all(error(got[k], p.grad) < BOUND for k, p in theirs.named_parameters() if p.requires_grad)
-    assert all(np.abs(g).max() > 0 for g in got.values())
-    other = ours_in[0].at[1, 7:].set(5)
-    again = run(params, other, ours_in[1])[1]
-    assert error(again[1, :7], y[1, :7]) < BOUND
+    expected, cotangents = torch_vjp(theirs, dict(zip(("ids", "mask"), theirs_in, strict=True)), call=call)
+    run, (longer, mask) = jax_vjp(ours, call), ours_in
+    actual = run({"ids": longer, "mask": mask}, cotangents)
+    assert actual.outputs[""].shape[1] == 9
+    assert_same_vjp(actual, expected)
+    assert all(np.abs(g).max() > 0 for g in actual.parameters.values())
+    again = run({"ids": longer.at[1, 7:].set(5), "mask": mask}, cotangents)
+    assert_close(again.outputs[""][1, :7], actual.outputs[""][1, :7])
     with pytest.raises(ValueError, match=r"43.*out of range"):
         layer(jnp.asarray([43]))
     ours_peft.remove_prompt(ours)

@@ -14,10 +14,10 @@ from flax import nnx
 
 import jaxarch.nn as nn
 import torchref.nn as tnn
+from comparison import BOUND, assert_twins_agree, error
 from jaxarch import catalog, state
 from jaxarch.bench import attention as bench
 from jaxarch.convert import load_state_dict
-from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, UsageError
 from jaxarch.generate import translate
 from jaxarch.models import advanced_transformer as advanced
@@ -27,14 +27,7 @@ from jaxarch.nn.kernels.random_features import favor_attention
 from jaxarch.parity.catalog_cases import unweighted
 from torchref.generate import translate as torch_translate
 
-BOUND = 1e-10
 REFUSED = (ValueError, IndexError)  # jaxarch's errors are ValueErrors
-
-
-def error(a, b):
-    a, b = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x, np.float64) for x in (a, b))
-    assert a.shape == b.shape
-    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300)
 
 
 def same_weights(t, j, std=0.4, seed=0):
@@ -64,39 +57,14 @@ def models(name, variant="tiny", std=0.4, **overrides):
 
 
 def compare(t, j, *arrays, call=None):
-    """Outputs and the gradients of parameters and floating inputs, torch = jax. Returns the outputs."""
-    call = call or (lambda model, *arrays: model(*arrays))
-    tensors = [None if a is None else torch.tensor(a) for a in arrays]
-    floats = [i for i, a in enumerate(arrays) if a is not None and a.dtype.kind == "f"]
-    for i in floats:
-        tensors[i].requires_grad_()
-    t.zero_grad()
-    y = call(t, *tensors)
-    c = np.random.default_rng(1).normal(size=tuple(y.shape))
-    (y * torch.tensor(c)).sum().backward()
-    graph, params, rest = state.split(j)
+    """Both agree on a call of positional arrays, None among them. Returns the outputs."""
+    named = {f"argument{i}": a for i, a in enumerate(arrays) if a is not None}
 
-    def run(params, inputs):
-        full = [None if a is None else jnp.asarray(a) for a in arrays]
-        for i, x in zip(floats, inputs, strict=True):
-            full[i] = x
-        out = call(state.merge(graph, params, rest), *full)
-        return (out * c).sum(), out
+    def positional(model, **given):
+        full = [given.get(f"argument{i}") for i in range(len(arrays))]
+        return call(model, *full) if call else model(*full)
 
-    grad = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
-    (_, out), (dp, dx) = grad(params, [jnp.asarray(arrays[i]) for i in floats])
-    assert error(out, y) < BOUND
-    for i, got in zip(floats, dx, strict=True):
-        assert error(got, tensors[i].grad) < BOUND
-    wanted = dict(t.named_parameters())
-    scale = max(float(p.grad.norm()) for p in wanted.values() if p.grad is not None) if wanted else 1.0
-    for row in layout(j):
-        if row.path in dp:
-            want = wanted[row.torch].grad
-            want = np.zeros(wanted[row.torch].shape) if want is None else want.numpy()
-            want = want if row.perm is None else want.transpose(row.perm)
-            assert np.linalg.norm(np.asarray(dp[row.path]) - want) < BOUND * scale, row.path
-    return np.asarray(out)
+    return assert_twins_agree(t, j, named, call=positional)
 
 
 def run(j, *arrays, **named):
