@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from comparison import BOUND, error
 from jaxarch import catalog, state
 from jaxarch.convert import load_state_dict
 from jaxarch.decoding import beam_search, choose, penalize, sample
@@ -22,13 +23,7 @@ from torchref.generate import generate as torch_generate
 
 NAME = "advanced_transformer"
 CASES = catalog.page(NAME).cases
-BOUND = 1e-10
 B, T, V = 3, 12, 40
-
-
-def error(a, b):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 @functools.cache

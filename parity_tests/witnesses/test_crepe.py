@@ -17,6 +17,7 @@ import torch
 from flax import nnx
 from torch import nn as tnn
 
+from comparison import error
 from jaxarch import convert, nn, state
 from jaxarch.convert import files
 
@@ -121,10 +122,6 @@ def pair():
         return np.asarray(mine), other
 
     return run
-
-
-def error(ours, theirs):
-    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 NOTES = (110.0, 220.0, 440.0, 880.0)

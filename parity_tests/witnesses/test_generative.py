@@ -10,6 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
+from comparison import BOUND, assert_close, error
 from jaxarch import diffusion, gan, nn, state
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
@@ -21,18 +22,6 @@ from torchref import diffusion as reference
 from torchref import gan as reference_gan
 from torchref import losses as torch_losses
 from torchref import nn as reference_nn
-
-BOUND = 1e-10
-
-
-def error(ours, theirs):
-    ours, theirs = (
-        np.asarray(ours),
-        np.asarray(theirs.detach() if isinstance(theirs, torch.Tensor) else theirs),
-    )
-    assert ours.shape == theirs.shape
-    assert np.isfinite(theirs).all()
-    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 def channels_last(x, first=1):
@@ -152,11 +141,7 @@ def images(seed, count=4):
 
 
 def rows_close(pair, ours, theirs):
-    found = to_torch(pair.rows, ours)
-    assert found.keys() == theirs.keys()
-    for key, value in theirs.items():
-        scale = max(float(value.detach().norm()), 1e-3)
-        assert np.linalg.norm(found[key] - value.detach().numpy()) / scale < BOUND, key
+    assert_close(to_torch(pair.rows, ours), theirs, scale=1e-3)
 
 
 def test_penalties_have_torchs_second_derivatives():

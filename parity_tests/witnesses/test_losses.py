@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from comparison import BOUND, error, jax_vjp, torch_vjp
 from jaxarch import losses as ours
 from jaxarch.errors import UsageError
 from torchref import losses as theirs
@@ -178,46 +179,39 @@ def is_learned(key, x):
     )
 
 
-def our_pass(name, inputs, options):
-    used = jax.tree.map(jnp.asarray, inputs)
-    fixed = {k: v for k, v in used.items() if not is_learned(k, v)}
-
-    def loss(learned):
-        value = getattr(ours, name)(**learned, **fixed, **options)
-        return (value * jnp.arange(1.0, value.size + 1).reshape(value.shape)).sum(), value
-
-    learned = {k: v for k, v in used.items() if k not in fixed}
-    (_, value), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(learned)
-    return np.asarray(value), [np.asarray(g) for g in jax.tree.leaves(gradients)]
+def counted(outputs):
+    """Another weight for each element of a loss that is not reduced."""
+    return {k: np.arange(1.0, v.size + 1).reshape(v.shape) for k, v in outputs.items()}
 
 
-def their_pass(name, inputs, options):
-    learned = {k: is_learned(k, v) for k, v in inputs.items()}
-    used = {
-        k: jax.tree.map(lambda x, k=k: torch.tensor(x, requires_grad=learned[k]), v)
-        for k, v in inputs.items()
-    }
-    value = getattr(theirs, name)(**used, **options)
-    if value.requires_grad:
-        (value * torch.arange(1.0, value.numel() + 1).reshape(value.shape)).sum().backward()
-    floats = jax.tree.leaves({k: v for k, v in used.items() if learned[k]})
-    return value.detach().numpy(), [np.zeros(x.shape) if x.grad is None else x.grad.numpy() for x in floats]
+def value_and_gradients(name, inputs, options):
+    """(jaxarch's, torchref's) value and gradients of the inputs that may learn."""
+    learned = {k: v for k, v in inputs.items() if is_learned(k, v)}
+    fixed = {k: v for k, v in inputs.items() if k not in learned}
+
+    def our_loss(_, **given):
+        return getattr(ours, name)(**given, **jax.tree.map(jnp.asarray, fixed), **options)
+
+    def their_loss(_, **given):
+        return getattr(theirs, name)(**given, **jax.tree.map(torch.tensor, fixed), **options)
+
+    expected, cotangents = torch_vjp(None, learned, counted, their_loss)
+    return jax_vjp(None, our_loss)(learned, cotangents), expected
 
 
 def compare(name, inputs, options):
-    (value, gradients), (wanted, wanted_gradients) = (
-        our_pass(name, inputs, options),
-        their_pass(name, inputs, options),
-    )
-    for ours_, theirs_ in zip([value, *gradients], [wanted, *wanted_gradients], strict=True):
+    """The harness's error where torch's numbers are finite, equality where they are infinite, and no NaN."""
+    actual, expected = value_and_gradients(name, inputs, options)
+    assert actual.inputs.keys() == expected.inputs.keys()
+    pairs = [(actual.outputs[""], expected.outputs[""])]
+    for ours_, theirs_ in pairs + [(actual.inputs[k], v) for k, v in expected.inputs.items()]:
         assert ours_.shape == theirs_.shape
         assert not np.isnan(ours_).any()
         assert not np.isnan(theirs_).any()
         finite = np.isfinite(theirs_) & (np.abs(theirs_) < 1e100)
         np.testing.assert_allclose(ours_[~finite], theirs_[~finite], rtol=1e-10)
-        error = np.linalg.norm(ours_[finite] - theirs_[finite])
-        assert error <= 1e-10 * max(np.linalg.norm(theirs_[finite]), 1e-6), (name, options, ours_, theirs_)
-    return value, gradients
+        assert error(ours_[finite], theirs_[finite], 1e-6) <= BOUND, (name, options, ours_, theirs_)
+    return actual.outputs[""], list(actual.inputs.values())
 
 
 IDEAS = ("classification", "metric_learning", "regression", "generative", "composition")
@@ -298,11 +292,11 @@ def test_semi_hard_by_hand():
     """On a line: anchor 0, positive 1, negatives 1.5 (semi-hard) and 3."""
     embeddings = {"embeddings": np.array([[0.0], [1.0], [1.5], [3.0]]), "labels": np.array([0, 0, 1, 2])}
     # (0, 1): 1 + 1 - 1.5; (1, 0): 1 + 1 - 2, the nearest beyond 1 being the one at distance 2.
-    value, _ = our_pass("mined_triplet_loss", embeddings, {"mining": "semi_hard"})
-    assert value == 0.25
+    semi_hard, _ = value_and_gradients("mined_triplet_loss", embeddings, {"mining": "semi_hard"})
+    assert semi_hard.outputs[""] == 0.25
     # Anchor 0: 1 + 1 - 1.5; anchor 1: 1 + 1 - 0.5. The others have no positive.
-    value, _ = our_pass("mined_triplet_loss", embeddings, {"mining": "hard"})
-    assert value == 1.0
+    hard, _ = value_and_gradients("mined_triplet_loss", embeddings, {"mining": "hard"})
+    assert hard.outputs[""] == 1.0
 
 
 def test_low_precision_is_summed_wide():

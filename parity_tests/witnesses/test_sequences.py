@@ -12,16 +12,13 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comparison import arrays, assert_same_vjp, error, jax_vjp, torch_vjp
 from jaxarch import catalog, nn
 from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, UsageError
 from jaxarch.models import hierarchical_attention_network as han
-from jaxarch.parity import Pair, catalog_pair
-from jaxarch.parity.compare import compare, relative
-from jaxarch.parity.jax_side import JaxSide
-from jaxarch.parity.masks import draw_masks, jax_masks
+from jaxarch.parity import Pair, catalog_pair, check
 from jaxarch.parity.pair import channels_first
-from jaxarch.parity.torch_side import TorchSide
 from jaxarch.state import flat
 from torchref import nn as rnn
 
@@ -38,7 +35,7 @@ def pair(name, variant="tiny"):
 
 
 def run(model, **static):
-    """The model's call as one jitted function of its inputs."""
+    """The model's call as one jitted function of its inputs, which may be positional."""
     graph, state = nnx.split(model)
     return jax.jit(lambda *args, **kwargs: nnx.merge(graph, state)(*args, **static, **kwargs))
 
@@ -49,17 +46,15 @@ def taught():
     return run(pair("seq2seq_rnn").model)
 
 
-def error(found):
+def error_of(pair):
     """The largest error of the outputs on the page's inputs."""
-    with torch.no_grad():
-        theirs = jax.tree.leaves(jax.tree.map(lambda x: x.numpy(), found.torch(**found.torch_inputs())))
-    ours = jax.tree.leaves(run(found.model)(**found.jax_inputs()))
-    return max(relative(a, channels_first(b, found.outputs)) for a, b in zip(theirs, ours, strict=True))
+    ours = arrays(run(pair.model)(**pair.jax_inputs()))
+    ours = {k: channels_first(v, pair.outputs) for k, v in ours.items()}
+    return error(ours, arrays(pair.torch(**pair.torch_inputs())))
 
 
 def close(ours, theirs, bound=1e-13):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert relative(np.asarray(b), np.asarray(a)) <= bound
+    assert error(ours, theirs) <= bound
 
 
 GUIDE_E = {
@@ -135,23 +130,14 @@ def test_blocks():
             return tuple(block(x) for block in self.blocks)
 
     inputs = {"x": RNG.normal(size=(3, 4, 7))}
-    found = Pair(Theirs(), Ours(), inputs, kinds={"x": "signal"}, outputs="signal")
-    found.reset(True)
-    masks = draw_masks(found)
-    torch_side = TorchSide(found, masks)
-    cotangents = torch_side.draw_like_outputs(1)
-    a = torch_side.vjp(cotangents)
-    b = JaxSide(found, jax_masks(found, masks)).vjp(cotangents)
-    largest = max(np.linalg.norm(v) for v in a.parameters.values())
-    zeros = {k for k, v in a.parameters.items() if np.linalg.norm(v) < 1e-12 * largest}
+    theirs, ours = Theirs(), Ours()
+    result = check(theirs, ours, inputs, kinds={"x": "signal"}, outputs="signal", modes=("train",))
+    assert result.ok, result.detail
     # A bias before a batch norm has no gradient.
-    assert zeros == {f"blocks.{b}.conv.bias" for b in ("2", "3", "4.convs.0", "4.convs.1")}
-    assert not compare(a.outputs, b.outputs).failed()
-    assert not compare(a.parameters, b.parameters, zeros=zeros, scale=largest).failed()
-    assert not compare(a.inputs, b.inputs).failed()
-    counted = {k: v for k, v in a.buffers.items() if k in b.buffers}
-    assert len(counted) >= 8
-    assert not compare(counted, b.buffers).failed()
+    zeros = {f"blocks.{b}.conv.bias" for b in ("2", "3", "4.convs.0", "4.convs.1")}
+    assert set(result.structural_zeros) == zeros
+    buffers = set(dict(theirs.named_buffers())) & {r.torch for r in layout(ours) if not r.trainable}
+    assert len(buffers) >= 8
 
 
 def test_shorter_than_a_kernel():
@@ -247,7 +233,7 @@ def test_a_mutant_without_the_mask_is_seen(monkeypatch):
     found = pair("hierarchical_attention_network")
     own = han.ContextAttention.__call__
     monkeypatch.setattr(han.ContextAttention, "__call__", lambda s, h, mask: own(s, h, jnp.ones_like(mask)))
-    assert error(found) > 1e-3
+    assert error_of(found) > 1e-3
 
 
 def test_cut_in_two():
@@ -305,7 +291,7 @@ def test_teacher_forcing():
         mixed = call(src, tgt, lengths, jnp.broadcast_to(coins, tgt.shape))
         theirs = found.torch(*(torch.from_numpy(np.array(v)) for v in (src, tgt, lengths, coins)))
         close(mixed, theirs.detach().numpy())
-        assert relative(np.asarray(forced), np.asarray(mixed)) > 1e-3
+        assert error(mixed, forced) > 1e-3
     # One row of coins serves the whole batch.
     close(call(src, tgt, lengths, jnp.asarray(coins)), mixed)
     # Told its own guesses, a model guesses the same; told by coins, it needs not be told.
@@ -318,7 +304,7 @@ def test_a_mutant_that_is_always_taught_is_seen(monkeypatch):
     found = pair("seq2seq_rnn")
     cls, own = type(found.model), type(found.model).__call__
     monkeypatch.setattr(cls, "__call__", lambda s, src, tgt, lengths, coins: own(s, src, tgt, lengths))
-    assert error(found) > 1e-3
+    assert error_of(found) > 1e-3
 
 
 def score(logits, ids, end):
@@ -407,7 +393,7 @@ def test_adaptive_steps(adjoint):
         "atol": 1e-9,
         "adjoint": adjoint,
     }
-    times, weights = np.array([0.0, 0.1, 0.7, 1.0]), RNG.normal(size=(3, 4, 2))
+    times = np.array([0.0, 0.1, 0.7, 1.0])
     found = Pair(
         catalog.create_model("neural_ode", package="torchref", **options),
         catalog.create_model("neural_ode", **options),
@@ -415,25 +401,15 @@ def test_adaptive_steps(adjoint):
     )
     fine = catalog.create_model("neural_ode", package="torchref", dim=2, hidden_dims=[4], steps=40).double()
     fine.load_state_dict(found.torch.state_dict())
-    graph, params, rest = nnx.split(found.model, nnx.Param, ...)
-
-    def loss(params, x):
-        y = nnx.merge(graph, params, rest)(x, jnp.asarray(times))
-        return (y * weights).sum(), y
-
-    (by_params, by_x), y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, found.jax_inputs()["x"])
+    inputs = {"x": found.inputs["x"]}
+    run = jax_vjp(found.model, lambda model, x: model(x, jnp.asarray(times)))
     for model in (found.torch, fine):
-        x = found.torch_inputs()["x"]
-        theirs = model(x, torch.from_numpy(times))
-        (theirs * torch.from_numpy(weights)).sum().backward()
-        close(y, theirs.detach().numpy(), 1e-7)
-        close(by_x, x.grad.numpy(), 1e-6)
-        for (name, parameter), gradient in zip(
-            sorted(model.named_parameters()), jax.tree.leaves(by_params), strict=True
-        ):
-            gradient = np.asarray(gradient)
-            gradient = gradient.T if name.endswith("weight") else gradient
-            assert relative(parameter.grad.numpy(), gradient) < 1e-6, name
+        expected, cotangents = torch_vjp(
+            model, inputs, call=lambda model, x: model(x, torch.from_numpy(times))
+        )
+        actual = run(inputs, cotangents)
+        close(actual.outputs, expected.outputs, 1e-7)
+        assert_same_vjp(actual, expected, 1e-6)
 
 
 def test_what_the_ode_refuses(monkeypatch):
