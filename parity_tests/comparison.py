@@ -4,6 +4,7 @@ Errors and bound are the harness's. A call is a function of a module and named i
 function without parameters.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -137,11 +138,13 @@ def jax_vjp(model: nnx.Module | None, call: Call = called) -> Callable[..., Vjp]
 
     Its third argument, if given, has arrays by path that take the place of the model's own.
     """
-    graph, params, rest = (None, {}, {}) if model is None else state.split(model)
+    graph, params, rest = state.split(nnx.Module() if model is None else model)
     rows = [] if model is None else layout(model)
 
     @jax.jit
     def run(params: Any, rest: Any, inputs: Any, seeds: Any) -> Any:
+        values: list[Any]
+        tree: Any
         values, tree = jax.tree.flatten(inputs)
 
         def restored(floats: list[Any]) -> Any:
@@ -150,7 +153,7 @@ def jax_vjp(model: nnx.Module | None, call: Call = called) -> Callable[..., Vjp]
             return [next(remaining) if is_float(v) else None for v in values]
 
         def forward(params: Any, floats: list[Any]) -> Any:
-            merged = None if model is None else state.merge(graph, params, rest)
+            merged = state.merge(graph, params, rest)
             given = [v if f is None else f for v, f in zip(values, restored(floats), strict=True)]
             outputs = leaves(call(merged, **tree.unflatten(given)))
             return {k: outputs[k] for k in seeds}, outputs
@@ -186,8 +189,13 @@ def assert_twins_agree(
     assert_same_vjp(actual, expected, bound)
     for key in cotangents if len(cotangents) > 1 else ():
         alone = {k: v if k == key else np.zeros_like(v) for k, v in cotangents.items()}
-        assert_same_vjp(run(inputs, alone), torch_vjp(theirs, inputs, lambda _, s=alone: s, call)[0], bound)
+        expected, _ = torch_vjp(theirs, inputs, functools.partial(_given, alone), call)
+        assert_same_vjp(run(inputs, alone), expected, bound)
     return actual.outputs if set(actual.outputs) != {""} else actual.outputs[""]
+
+
+def _given(cotangents: Arrays, outputs: Arrays) -> Arrays:
+    return cotangents
 
 
 def _tensor(value: Any) -> torch.Tensor:
