@@ -103,7 +103,7 @@ def test_block_is_torchs_with_injected_masks(norm_first):
     assert result.ok, result.detail
 
 
-def test_guide_d_names_and_shapes():
+def test_names_and_shapes_of_post_norm_attention():
     square = {
         f"w_{x}.{leaf}": [16, 16] if leaf == "weight" else [16] for x in "qkvo" for leaf in ("weight", "bias")
     }
@@ -125,8 +125,8 @@ def test_guide_d_names_and_shapes():
         assert state_dict == want
 
 
-def test_guide_d_numbers():
-    """D's own forward pass, written out: heads are slices of the width, masked scores are -1e9."""
+def test_attention_by_slices_of_the_width():
+    """Scaled dot-product attention written out: heads are slices of the width, masked scores are -1e9."""
     t, j = pair("MultiHeadAttention", D, H)
     x, mask = numbers(B, T, D), masks()[1]
     w = {k: v.numpy() for k, v in t.state_dict().items()}

@@ -219,7 +219,7 @@ def test_wrong_channels():
 
 
 NORM = ("weight", "bias", "running_mean", "running_var")
-GUIDE_D = {
+BLOCK_KEYS = {
     "ConvBlock": (nn.ConvBlock, (3, 8), {"conv.weight": (8, 3, 3, 3), "batch_norm": 8}),
     "SEBlock": (nn.SEBlock, (32,), {"excitation.0.weight": (2, 32), "excitation.2.weight": (32, 2)}),
     "ResidualBlock": (
@@ -251,9 +251,9 @@ GUIDE_D = {
 }
 
 
-@pytest.mark.parametrize("cls", GUIDE_D)
-def test_names_fixed_by_guide_d(cls):
-    make, args, expected = GUIDE_D[cls]
+@pytest.mark.parametrize("cls", BLOCK_KEYS)
+def test_names_of_blocks(cls):
+    make, args, expected = BLOCK_KEYS[cls]
     wanted = {}
     for key, value in expected.items():
         if isinstance(value, int):
@@ -267,7 +267,7 @@ def test_names_fixed_by_guide_d(cls):
     assert all(r.path == r.torch for r in layout(model))
 
 
-def test_advanced_cnn_has_guide_ds_names():
+def test_names_of_advanced_cnn():
     from jaxarch.convert import to_state_dict
 
     model = catalog.create_model("advanced_cnn", "base", base_channels=8, num_blocks=(2, 1, 1, 1))

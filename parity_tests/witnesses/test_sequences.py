@@ -57,7 +57,7 @@ def close(ours, theirs, bound=1e-13):
     assert error(ours, theirs) <= bound
 
 
-GUIDE_E = {
+RECURRENT_KEYS = {
     "simple_rnn": (
         {"input_size": 5, "hidden_size": 6, "output_size": 3},
         "rnn.weight_ih_l0 [6, 5], rnn.weight_hh_l0 [6, 6], rnn.bias_ih_l0 [6], rnn.bias_hh_l0 [6], "
@@ -82,11 +82,11 @@ GUIDE_E = {
 }
 
 
-@pytest.mark.parametrize("guide", GUIDE_E)
-def test_the_guides_keys(guide):
-    arguments, keys = GUIDE_E[guide]
-    theirs = catalog.create_model(guide, package="torchref", **arguments).state_dict()
-    ours = nnx.eval_shape(lambda: catalog.create_model(guide, **arguments))
+@pytest.mark.parametrize("arch", RECURRENT_KEYS)
+def test_names_and_shapes(arch):
+    arguments, keys = RECURRENT_KEYS[arch]
+    theirs = catalog.create_model(arch, package="torchref", **arguments).state_dict()
+    ours = nnx.eval_shape(lambda: catalog.create_model(arch, **arguments))
     shapes = {k: v.shape for k, v in flat(nnx.state(ours, nnx.Param)).items()}
     # A permutation of two axes is its own inverse.
     back = {r.torch: [shapes[r.path][i] for i in r.perm or range(len(shapes[r.path]))] for r in layout(ours)}

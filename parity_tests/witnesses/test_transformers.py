@@ -1,4 +1,4 @@
-"""Text transformers and efficient attention: guides' checkpoints, what sees what, exactness, errors."""
+"""Text transformers and efficient attention: checkpoints' names, which positions attend to which, exactness, errors."""
 
 import copy
 import functools
@@ -74,7 +74,7 @@ def run(j, *arrays, **named):
     return jax.jit(lambda p, a, n: state.merge(graph, p, rest)(*a, **n))(params, arrays, named)
 
 
-# The guides' checkpoints
+# Names and shapes of checkpoints
 
 
 LINEAR = "weight bias"
@@ -84,39 +84,39 @@ def keys(prefix, shapes):
     return {f"{prefix}{k}": v for k, v in shapes.items()}
 
 
-D_ATTENTION = {
+ATTENTION_KEYS = {
     f"attention.w_{n}.{leaf}": (16, 16)[: 2 - (leaf == "bias")] for n in "qkvo" for leaf in LINEAR.split()
 }
-D_BLOCK = {
-    **D_ATTENTION,
+BLOCK_KEYS = {
+    **ATTENTION_KEYS,
     **{f"norm{n}.{leaf}": (16,) for n in (1, 2) for leaf in LINEAR.split()},
     "ff.0.weight": (32, 16),
     "ff.0.bias": (32,),
     "ff.3.weight": (16, 32),
     "ff.3.bias": (16,),
 }
-D_HALF = {
+HALF_KEYS = {
     "word_embedding.weight": (50, 16),
     "positional_encoding.pe": (20, 1, 16),
-    **keys("layers.0.", D_BLOCK),
+    **keys("layers.0.", BLOCK_KEYS),
 }
-E_ATTENTION = {
+UNBIASED_ATTENTION_KEYS = {
     "values.weight": (4, 4),
     "keys.weight": (4, 4),
     "queries.weight": (4, 4),
     "fc_out.weight": (16, 16),
     "fc_out.bias": (16,),
 }
-GUIDES = {
+CHECKPOINTS = {
     "PositionalEncoding": ((16, 50), {"pe": (50, 1, 16)}),
-    "PositionalEncoding E": ((16, 100, 0.1, "sinusoidal", False, True), {"pe": (1, 100, 16)}),
-    "MultiHeadAttention": ((16, 4), {k.removeprefix("attention."): v for k, v in D_ATTENTION.items()}),
-    "TransformerBlock": ((16, 4, 32), D_BLOCK),
-    "SelfAttention": ((16, 4), E_ATTENTION),
+    "PositionalEncoding batch first": ((16, 100, 0.1, "sinusoidal", False, True), {"pe": (1, 100, 16)}),
+    "MultiHeadAttention": ((16, 4), {k.removeprefix("attention."): v for k, v in ATTENTION_KEYS.items()}),
+    "TransformerBlock": ((16, 4, 32), BLOCK_KEYS),
+    "SelfAttention": ((16, 4), UNBIASED_ATTENTION_KEYS),
     "SelfAttentionBlock": (
         (16, 4, 0.1, 4),
         {
-            **keys("attention.", E_ATTENTION),
+            **keys("attention.", UNBIASED_ATTENTION_KEYS),
             **{f"norm{n}.{leaf}": (16,) for n in (1, 2) for leaf in LINEAR.split()},
             "ff.0.weight": (64, 16),
             "ff.0.bias": (64,),
@@ -127,8 +127,8 @@ GUIDES = {
     "Transformer": (
         None,
         {
-            **keys("encoder.", D_HALF),
-            **keys("decoder.", D_HALF),
+            **keys("encoder.", HALF_KEYS),
+            **keys("decoder.", HALF_KEYS),
             "output_layer.weight": (50, 16),
             "output_layer.bias": (50,),
         },
@@ -136,15 +136,15 @@ GUIDES = {
 }
 
 
-def guide_transformer(**overrides):
+def transformer_without_cross_attention(**overrides):
     sizes = {"vocab_size": 50, "d_model": 16, "n_heads": 4, "n_layers": 1, "d_ff": 32, "max_seq_len": 20}
     return models("transformer", pad_token_id=0, **{**sizes, "cross_attention": False, **overrides})
 
 
-@pytest.mark.parametrize("which", GUIDES)
-def test_guides_state_dicts_load_strictly(which):
-    args, shapes = GUIDES[which]
-    t, j = guide_transformer() if args is None else layers(which.split()[0], *args)
+@pytest.mark.parametrize("which", CHECKPOINTS)
+def test_state_dicts_load_strictly(which):
+    args, shapes = CHECKPOINTS[which]
+    t, j = transformer_without_cross_attention() if args is None else layers(which.split()[0], *args)
     assert {k: tuple(v.shape) for k, v in t.state_dict().items()} == shapes
     given = {k: torch.randn(s, dtype=torch.float64) for k, s in shapes.items()}
     load_state_dict(nnx.clone(j), given)
@@ -152,8 +152,8 @@ def test_guides_state_dicts_load_strictly(which):
         load_state_dict(nnx.clone(j), {**given, "extra": torch.zeros(1)})
 
 
-def d_block(x, sd, hidden):
-    """Guide D's block by its formulas; `hidden` (B, 1, Tq, Tk) scores -1e9."""
+def post_norm_block(x, sd, hidden):
+    """The post-norm block by its formulas; `hidden` (B, 1, Tq, Tk) scores -1e9."""
 
     def linear(x, name):
         return x @ sd[f"{name}.weight"].T + sd[f"{name}.bias"]
@@ -167,8 +167,8 @@ def d_block(x, sd, hidden):
     return norm(x + linear(linear(x, "ff.0").relu(), "ff.3"), "norm2")
 
 
-def test_guide_d_transformer_computes_what_the_guide_says():
-    t, j = guide_transformer()
+def test_transformer_without_cross_attention_is_its_formulas():
+    t, j = transformer_without_cross_attention()
     rng = np.random.default_rng(0)
     src, tgt = rng.integers(1, 50, (3, 7)), rng.integers(1, 50, (3, 6))
     src[0, 4:] = src[1, 6:] = tgt[2, 3:] = 0
@@ -176,13 +176,13 @@ def test_guide_d_transformer_computes_what_the_guide_says():
     ids = torch.tensor(tgt)
     x = sd["word_embedding.weight"][ids] + sd["positional_encoding.pe"][:6, 0]
     hidden = (ids == 0)[:, None, None] | torch.ones(6, 6, dtype=torch.bool).triu(1)
-    x = d_block(x, {k.removeprefix("layers.0."): v for k, v in sd.items()}, hidden)
+    x = post_norm_block(x, {k.removeprefix("layers.0."): v for k, v in sd.items()}, hidden)
     want = x @ sd["output_layer.weight"].T + sd["output_layer.bias"]
     assert error(t(torch.tensor(src), ids), want) < BOUND
     assert error(run(j, src, tgt), want) < BOUND
 
 
-def test_guide_e_attention_and_block():
+def test_attention_without_biases_is_its_formulas():
     rng = np.random.default_rng(0)
     value, key, query = (rng.normal(size=(2, n, 16)) for n in (5, 5, 3))
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 1, 1]], bool)
@@ -305,7 +305,7 @@ def test_padded_is_unpadded_and_wrong_calls_are_refused(which):
                 model(array(np.zeros((1, 13), int)))
 
 
-# Guide B's switches
+# Switches of the SEO models
 
 
 def seo(**settings):
@@ -894,7 +894,7 @@ def test_cost_grows_with_the_length_and_not_with_its_square():
 
 
 def test_every_option_has_a_variant():
-    """Of the language model's page and guide B's; activations, initialisers and poolings are tested one by one."""
+    """Of the language model and the SEO model; activations, initialisers and poolings have tests of their own."""
     made = [catalog.arguments("advanced_transformer", v) for v in catalog.page("advanced_transformer").cases]
     configs = [advanced.ModelConfig(**settings) for settings in made]
     assert {c.attention for c in configs} == {"standard", "relative", "local", "sparse"}

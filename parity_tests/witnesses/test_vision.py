@@ -114,7 +114,7 @@ def test_lite_has_googles_size():
     assert whole.flops / 2e6 == pytest.approx(407, rel=0.06)
 
 
-# Keys of guide E, from the guide's own classes: torch's key -> shape.
+# torch's key -> shape, of checkpoints that exist.
 def norms(*paths):
     leaves = ("weight", "bias", "running_mean", "running_var")
     return {f"{p}.{leaf}": (n,) for p, n in paths for leaf in leaves} | {
@@ -129,10 +129,10 @@ def convolutions(**paths):
     return weights | {f"{k}.bias": (o,) for k, (o, _, _) in keys.items()}
 
 
-CNN_E = convolutions(
+CNN_KEYS = convolutions(
     features__0=(16, 3, 3), features__3=(32, 16, 3), classifier__1=(128, 2048, 0), classifier__3=(10, 128, 0)
 )
-RESNET_E = {
+RESNET_KEYS = {
     **convolutions(
         conv1=(64, 3, 7),
         layer1__0__conv1=(64, 64, 3),
@@ -151,8 +151,8 @@ RESNET_E = {
 }
 
 
-@pytest.mark.parametrize(("arch", "keys"), [("cnn", CNN_E), ("small_resnet", RESNET_E)])
-def test_names_fixed_by_guide_e(arch, keys):
+@pytest.mark.parametrize(("arch", "keys"), [("cnn", CNN_KEYS), ("small_resnet", RESNET_KEYS)])
+def test_names_of_checkpoints(arch, keys):
     assert torch_shapes(lambda: catalog.create_model(arch, "base")) == keys
     with torch.device("meta"):
         theirs = catalog.create_model(arch, "base", package="torchref")
@@ -198,7 +198,7 @@ def test_block(block):
     assert result.ok, result.detail
 
 
-def test_blocks_have_guide_es_names():
+def test_names_of_blocks():
     keys = {"depthwise.weight": (4, 1, 3, 3), "depthwise.bias": (4,)}
     keys |= {"pointwise.weight": (8, 4, 1, 1), "pointwise.bias": (8,)}
     assert torch_shapes(lambda: nn.DepthwiseSeparableConv(4, 8, rngs=nnx.Rngs(0))) == keys
