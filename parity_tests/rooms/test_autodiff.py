@@ -64,11 +64,11 @@ def monitored():
         ema_params={},
     )
     mesh = make_mesh(parse_mesh("data=2,fsdp=4"))
-    placed = placement(now, mesh, {})
-    now = jax.device_put(now, placed)
+    shardings = placement(now, mesh, {})
+    now = jax.device_put(now, shardings)
     assert any("fsdp" in str(x.sharding.spec) for x in now.params.values())
     task = tasks.task("classification")
-    advance = step.make_train_step(graph, task, {"model": optimizer}, shardings=placed, monitor=monitor)
+    advance = step.make_train_step(graph, task, {"model": optimizer}, shardings=shardings, monitor=monitor)
     batch = jax.device_put(mine, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     seen = []
     for _ in range(2):

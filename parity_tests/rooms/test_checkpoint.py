@@ -169,9 +169,9 @@ def test_a_disk_that_takes_no_more(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert "could not be written" in told["error"]
-    assert told["left"] == ["1"]
+    printed = json.loads(done.stdout.strip().splitlines()[-1])
+    assert "could not be written" in printed["error"]
+    assert printed["left"] == ["1"]
 
 
 def test_stale_temporary_folders_are_cleaned(folder, tree):

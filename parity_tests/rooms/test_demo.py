@@ -1,4 +1,4 @@
-"""The main job, cut short: every proof holds, and too little training is told by the exit status."""
+"""The end-to-end demo, cut short: every check passes, and too little training changes the exit status."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Fine-tuning by a recipe: starting weights from a folder of the hub, adapters, and what a checkpoint keeps."""
+"""Fine-tuning by a recipe: starting weights from a Hugging Face folder, adapters, and what a checkpoint holds."""
 
 import shutil
 
@@ -28,7 +28,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A folder of the hub with a small BERT without a head, and a tokenizer of letters."""
+    """A Hugging Face folder with a small BERT without a head, and a tokenizer of letters."""
     folder = tmp_path_factory.mktemp("hub") / "bert"
     model = catalog.create_model("bert", "tiny", rngs=3, **SIZES)
     write_hub(folder, "bert", catalog.arguments("bert", "tiny", SIZES), to_state_dict(model))
@@ -107,7 +107,7 @@ def assert_same_state(actual, expected):
 
 
 def test_only_adapters_and_the_head_train(pretrained, few_texts, first_devices, tmp_path):
-    """The other weights stay the folder's; a run goes on bit for bit, without the folder."""
+    """The other weights stay the folder's; a resumed run is the same in every bit, without the folder."""
     folder = tmp_path / "hub"
     shutil.copytree(pretrained, folder)
     settings = settings_of(pretrained, **{"train.init": f"hf:{folder}", "train.adapters.rank": "2"})
@@ -133,7 +133,7 @@ def test_only_adapters_and_the_head_train(pretrained, few_texts, first_devices, 
     logits = model(jnp.asarray(batch["input_ids"], int), jnp.asarray(batch["attention_mask"], int))["logits"]
     right = (np.asarray(logits).argmax(-1) == batch["label"]).mean()
     assert right == pytest.approx(run.metrics["accuracy"])
-    # A folder of the hub has the adapters inside its weights.
+    # A Hugging Face folder has the adapters inside its weights.
     convert(str(again), f"hf:{tmp_path / 'tuned'}")
     theirs = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "tuned").double().eval()
     with torch.no_grad():
@@ -151,8 +151,8 @@ def test_every_weight_trains_without_adapters(pretrained, few_texts, tmp_path):
     start = read_tensors(pretrained / "model.safetensors")["encoder.layer.0.output.dense.weight"]
     own = "bert.encoder.layer.0.output.dense.weight"
     np.testing.assert_array_equal(begun[own], start.T)
-    moved = np.asarray(run.state.params[own]) - start.T
-    assert 1e-6 < np.abs(moved).max() < 1e-2
+    update = np.asarray(run.state.params[own]) - start.T
+    assert 1e-6 < np.abs(update).max() < 1e-2
     # The head is not the folder's: it is drawn as the model draws it.
     drawn = state.split(model).params["classifier.weight"]
     np.testing.assert_allclose(begun["classifier.weight"], drawn, rtol=1e-12)

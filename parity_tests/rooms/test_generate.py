@@ -61,7 +61,7 @@ def test_cached_steps_equal_recomputation(variant):
 
 
 @pytest.mark.parametrize("variant", CASES)
-def test_both_frameworks_write_the_same_tokens(variant):
+def test_both_frameworks_generate_the_same_tokens(variant):
     t, j = pair(variant)
     ids = tokens(1, 6)
     greedy = generate(j, jnp.asarray(ids), 8)
@@ -106,7 +106,7 @@ def test_end_of_sequence_and_keys():
 
 
 def both(t, j, ids, new, **settings):
-    """What jaxarch writes, which is what torchref writes."""
+    """What jaxarch generates, which is what torchref generates."""
     arrays = {k: jnp.asarray(v) for k, v in settings.items() if isinstance(v, np.ndarray)}
     tensors = {k: torch.tensor(v) for k, v in settings.items() if isinstance(v, np.ndarray)}
     plain = {k: v for k, v in settings.items() if k not in arrays}
@@ -152,7 +152,7 @@ def test_prompts_of_unequal_length_go_on_as_if_alone(settings):
     assert seen - {3}, "no row ended early, so this shows nothing"
 
 
-def test_transformers_writes_the_same_tokens():
+def test_transformers_generates_the_same_tokens():
     """Greedy with a repetition penalty, and beams, on GPT-2 of Hugging Face."""
     config = transformers.GPT2Config(
         vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=None

@@ -104,7 +104,7 @@ def test_small_graphs_are_coded(tmp_path):
 
 
 def test_the_encoder_convolves_the_graph():
-    """Dense adjacencies give what lists of edges give; seen from a node, codes are products with its own."""
+    """Dense adjacencies give what lists of edges give; a node's row has the products of its code with the others."""
     path = networkx.path_graph(4)
     generator = catalog.create_model("graph_generator", "tiny", rngs=nnx.Rngs(0))
     model = GraphAutoencoder(generator, 4, 8, 6, True, nnx.Rngs(1))

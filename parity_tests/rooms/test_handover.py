@@ -1,4 +1,4 @@
-"""A run begun in torch goes on in jaxarch on the same curve, and the other way: optimizer state there and back."""
+"""A run moved between PyTorch and JAX continues on the same curve, both ways: optimizer state there and back."""
 
 import jax
 import jax.numpy as jnp

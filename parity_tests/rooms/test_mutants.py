@@ -186,7 +186,7 @@ def reset_before(original):
 
 
 def without_last(original):
-    """Recurrence that forgets the lengths: the state goes on through the padding."""
+    """Recurrence that forgets the lengths: the state is updated by the padding."""
     return lambda cell, xs, w, b, s, masks: original(cell, xs, w, b, s, tuple(None for _ in masks))
 
 

@@ -237,7 +237,7 @@ def test_structural_zeros_are_found_by_their_size():
 
 
 def test_a_module_that_scans_is_named(monkeypatch):
-    """What goes wrong inside the scan of a cell is seen at the cell, and what is inside stays unseen."""
+    """An error inside the scan of a cell is reported at the cell, not at what is inside."""
     pair = catalog_pair("conv_lstm", "tiny")
     assert check_pair(pair, "conv_lstm", "tiny", ("eval",)).ok
     step = jax.nn.sigmoid

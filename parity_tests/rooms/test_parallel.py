@@ -47,16 +47,16 @@ def test_rules(mesh):
         "odd.weight": shape(63, 65),
         "fc.bias": shape(10),
     }
-    placed = {k: v.spec for k, v in shardings(shapes, mesh).items()}
-    assert placed["layers.0.attention.w_q.weight"] == P("fsdp", "tensor")
-    assert placed["layers.0.attention.w_o.weight"] == P("tensor", "fsdp")
-    assert placed["layers.0.attention.w_q.bias"] == P("tensor")
-    assert placed["layers.0.ff.0.weight"] == P("fsdp", "tensor")
-    assert placed["layers.0.ff.3.weight"] == P("tensor", "fsdp")
-    assert placed["word_embedding.weight"] == P(("tensor", "fsdp"), None)
-    assert placed["fc.weight"] == P(None, "fsdp")
-    assert placed["odd.weight"] == P(None, None)
-    assert placed["fc.bias"] == P(None)
+    specs = {k: v.spec for k, v in shardings(shapes, mesh).items()}
+    assert specs["layers.0.attention.w_q.weight"] == P("fsdp", "tensor")
+    assert specs["layers.0.attention.w_o.weight"] == P("tensor", "fsdp")
+    assert specs["layers.0.attention.w_q.bias"] == P("tensor")
+    assert specs["layers.0.ff.0.weight"] == P("fsdp", "tensor")
+    assert specs["layers.0.ff.3.weight"] == P("tensor", "fsdp")
+    assert specs["word_embedding.weight"] == P(("tensor", "fsdp"), None)
+    assert specs["fc.weight"] == P(None, "fsdp")
+    assert specs["odd.weight"] == P(None, None)
+    assert specs["fc.bias"] == P(None)
     excepted = shardings(shapes, mesh, {"fc.weight": (None, "tensor")})
     assert excepted["fc.weight"].spec == P(None, "tensor")
     rows = {r["path"]: r for r in describe(shapes, shardings(shapes, mesh))}

@@ -43,7 +43,7 @@ def test_cifar_is_read_and_augmented(archive):
     first, again = source.batch(0, 3, 16), source.batch(0, 3, 16)
     np.testing.assert_array_equal(first["x"], again["x"])
     np.testing.assert_array_equal(first["label"], plain["label"])
-    # Every augmented picture is a window of the bordered one, mirrored or not.
+    # Every augmented image is a window of the bordered one, mirrored or not.
     black = -np.array(cifar10.MEAN, np.float32) / np.array(cifar10.STD, np.float32)
     for ours, raw in zip(first["x"], plain["x"], strict=True):
         bordered = np.broadcast_to(black, (40, 40, 3)).copy()
@@ -61,14 +61,14 @@ def test_digits_are_shifted(tmp_path):
     plain = data.load("digits", **given, options={"upscale": 2, "signed": True}).batch(0, 3, 8)["x"]
     source = data.load("digits", **given, options={"upscale": 2, "signed": True, "shift": 1})
     bordered = np.pad(plain, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-1)
-    moved = source.batch(0, 3, 8)["x"]
+    augmented = source.batch(0, 3, 8)["x"]
     places = [(i, j) for i in range(3) for j in range(3)]
     found = [
         [(m == b[i : i + 16, j : j + 16]).all() for i, j in places]
-        for m, b in zip(moved, bordered, strict=True)
+        for m, b in zip(augmented, bordered, strict=True)
     ]
     assert np.any(found, 1).all()
-    assert (moved != plain).any()
+    assert (augmented != plain).any()
     with pytest.raises(UsageError, match="shift 1 must be"):
         data.load("digits", **given, options={"flatten": True, "shift": 1})
 

@@ -112,7 +112,7 @@ def test_the_classifier_trains(few_texts, tmp_path):
     assert 0 <= run.metrics["accuracy"] <= 1
 
 
-def test_films_and_paths(tmp_path):
+def test_videos_and_paths(tmp_path):
     films = load("moving_digits", frames=4, shown=1, count=20)
     x = films.train["x"]
     assert x.shape == (20, 4, 16, 16, 1)

@@ -288,8 +288,8 @@ def test_monitored_run_is_the_same_run(one, tmp_path):
     np.testing.assert_allclose(losses_of(seen), losses_of(one), rtol=1e-12)
     rows = [json.loads(line) for line in (tmp_path / "run" / MONITOR).read_text().splitlines()]
     assert [r["step"] for r in rows] == [4, 8, 12]
-    told = {r["step"]: r["grad_norm"] for r in seen.history}
-    assert rows[1]["grad_norm"][""] == pytest.approx(told[8], rel=1e-9)
+    logged = {r["step"]: r["grad_norm"] for r in seen.history}
+    assert rows[1]["grad_norm"][""] == pytest.approx(logged[8], rel=1e-9)
     assert rows[1]["update_norm"].keys() == rows[1]["grad_norm"].keys() == {"", *seen.state.params}
 
 
@@ -301,7 +301,7 @@ def test_accumulated_gradient_is_the_batchs(tmp_path):
     np.testing.assert_allclose(losses_of(accumulated), losses_of(whole), rtol=1e-10)
 
 
-def test_mixed_precision_keeps_state_wide(tmp_path):
+def test_mixed_precision_keeps_state_in_full_precision(tmp_path):
     settings = {**QUICK, "train.steps": "4", "train.mixed_precision": "true"}
     result = fit("mlp", settings=settings, mesh="data=8", out=tmp_path / "run", progress=False)
     floats = [x for x in jax.tree.leaves(result.state) if jnp.issubdtype(x.dtype, jnp.floating)]

@@ -101,13 +101,13 @@ def test_schedules_count_steps_and_not_updates():
     made, *_ = recipe_of("conditional_generator", None, {"train.steps": "4", "train.schedule": "linear"})
     optimizer = optimizers_of(made, tasks.task(made.task, **made.task_options))["critic"]
     weights = {"w": jax.numpy.ones(3)}
-    moments, moved = optimizer.init(weights), []
+    moments, steps = optimizer.init(weights), []
     for _ in range(4 * 3):
         changes, moments = optimizer.update(weights, moments, weights)
-        moved.append(-float(changes["w"][0]))
+        steps.append(-float(changes["w"][0]))
     # Adam moves by the rate where the gradient stays: three times by each step's.
     np.testing.assert_allclose(
-        moved, np.repeat([float(schedule_of(made)(i)) for i in range(4)], 3) * 2, rtol=1e-4
+        steps, np.repeat([float(schedule_of(made)(i)) for i in range(4)], 3) * 2, rtol=1e-4
     )
 
 
@@ -182,10 +182,10 @@ def test_revived_codes_are_reported():
     model = catalog.create_model("vq_vae", "tiny", rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     batch = task.draw(jax.random.key(0), {"x": jax.numpy.asarray(rng.normal(size=(2, 4, 4, 3)))})
-    _, told = task.updates["model"].loss(model, batch)
-    assert told.keys() == {"reconstruction", "perplexity", "usage", "revived"}
+    _, metrics = task.updates["model"].loss(model, batch)
+    assert metrics.keys() == {"reconstruction", "perplexity", "usage", "revived"}
     # Unused codes fall from 1 to 0.9, below the bound of 0.98.
-    assert int(told["revived"]) == round(7 * (1 - float(told["usage"]))) > 0
+    assert int(metrics["revived"]) == round(7 * (1 - float(metrics["usage"]))) > 0
 
 
 def test_divergence_of_one_adversary_stops_the_run(tmp_path):
@@ -245,7 +245,7 @@ def test_frechet_distance(caplog):
     assert "collapsed" in caplog.text
 
 
-def test_pictures_are_square_and_bounded(tmp_path):
+def test_images_are_square_and_bounded(tmp_path):
     assert to_images(np.full((2, 16), 3.0)).shape == (2, 4, 4, 1)
     assert to_images(np.full((2, 16), 3.0)).max() == 1
     with pytest.raises(UsageError, match="no square"):

@@ -75,8 +75,8 @@ def test_statistics_over_eight_devices(groups):
         x = np.random.default_rng(i).normal(size=(2 * DEVICES, 2, 5, 4))
         x *= np.arange(1, 17)[:, None, None, None]  # so that the parts differ
         whole, mean = data_parallel(other, torch.from_numpy(x), groups)
-        placed = jax.device_put(jnp.asarray(x.transpose(0, 2, 3, 1)), batch_sharding(mesh, len(x)))
-        gradients, rest, y = step(params, rest, placed)
+        batch = jax.device_put(jnp.asarray(x.transpose(0, 2, 3, 1)), batch_sharding(mesh, len(x)))
+        gradients, rest, y = step(params, rest, batch)
         np.testing.assert_allclose(y, whole, rtol=1e-10, atol=1e-12)
         back = to_torch(rows, gradients)
         for key in KEYS:

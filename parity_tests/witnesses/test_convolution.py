@@ -86,7 +86,7 @@ def test_batched_and_eager(kind):
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("kind", ["dense", "depthwise"])
-def test_bf16_is_summed_wide(kind, kernel):
+def test_bf16_is_summed_in_float32(kind, kernel):
     by_hand, plain, x, w = case((8, 9), kernel, 1, 1, 1, kind)
     narrow = [v.astype(jnp.bfloat16) for v in (x, w)]
     exact = [v.astype(jnp.float32) for v in narrow]

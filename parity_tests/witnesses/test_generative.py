@@ -91,8 +91,8 @@ def test_sampling_equals_torch():
         second = diffusion.ddim_sample(v, model, x, 50, 0.5, short, 1.0)
         return first, second, diffusion.ddim_sample(v, model, x, 2)
 
-    moved = channels_last(x), channels_last(long, 2), channels_last(short, 2)
-    found = ours(params, *map(jnp.asarray, moved), jnp.asarray(labels))
+    given = channels_last(x), channels_last(long, 2), channels_last(short, 2)
+    found = ours(params, *map(jnp.asarray, given), jnp.asarray(labels))
     with torch.no_grad():
         x, long, short, labels = (torch.from_numpy(a) for a in (x, long, short, labels))
         predict = reference.guided(pair.torch, labels, null, 2.0)
@@ -209,7 +209,7 @@ def test_alternating_steps_equal_torch(options):
     task = gan_task.make("discriminator", "tiny", latent=6, **options)
     rivals = gan_task.Adversaries(pairs["generator"].model, pairs["critic"].model)
     optimizers = {k: with_standard_promotion(optax.adam(rate, *betas)) for k, rate in rates.items()}
-    move = step.make_train_step(state.split(rivals).graph, task, optimizers, ema=average)
+    advance = step.make_train_step(state.split(rivals).graph, task, optimizers, ema=average)
     # The step takes the buffers that it is given: they are the pairs'.
     now = jax.tree.map(np.array, step.create_state(lambda: rivals, task, optimizers, ema=True))
     sides = {k: pair.torch for k, pair in pairs.items()}
@@ -224,16 +224,16 @@ def test_alternating_steps_equal_torch(options):
             torch_step(adams[name], name, sides, torch.from_numpy(real), z, mix, options)
         for k, v in sides["generator"].named_parameters():
             means[k].lerp_(v.detach(), 1 - average)
-        now, told = move(now, {"x": jnp.asarray(channels_last(real))})
-    assert np.isfinite(float(told["loss"]))
+        now, metrics = advance(now, {"x": jnp.asarray(channels_last(real))})
+    assert np.isfinite(float(metrics["loss"]))
 
     def part(values, name):
         return {k.removeprefix(f"{name}."): v for k, v in values.items() if k.startswith(f"{name}.")}
 
     for name, pair in pairs.items():
         named = dict(pair.torch.named_parameters())
-        moved = max(float((named[k] - pair.weights[k]).detach().abs().max()) for k in named)
-        assert moved > 1e-3
+        largest = max(float((named[k] - pair.weights[k]).detach().abs().max()) for k in named)
+        assert largest > 1e-3
         rows_close(pair, part(now.params, name), named)
         adam, *_ = now.opt_state[name]
         for slot, values in (("exp_avg", adam.mu), ("exp_avg_sq", adam.nu)):

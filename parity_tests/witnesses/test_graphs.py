@@ -304,7 +304,7 @@ def test_padding_changes_nothing(model):
     plain = as_graph(inputs)
     nodes, edges, count = len(inputs["x"]), inputs["edge_index"].shape[1], len(plain.n_node)
     padded = [graphs.pad(plain, nodes + n, edges + e, count + g) for n, e, g in ((1, 0, 1), (7, 9, 3))]
-    # What stands in the padding must not matter either.
+    # The values in the padding must not matter either.
     junk = jax.tree.map(
         lambda v: np.where(np.arange(len(v)).reshape(-1, *(1,) * (v.ndim - 1)) < nodes, v, 7), padded[1].nodes
     )
@@ -416,7 +416,7 @@ def test_wrong_arguments():
 
 
 def test_segments():
-    """Finite where there is nothing, masked rows do not count, sums are wide."""
+    """Finite where there is nothing, masked rows do not count, sums are accumulated in float32."""
     ids, mask = jnp.asarray([2, 2, 0, 2, 0]), jnp.asarray([True, False, False, True, False])
     data = jnp.asarray([[1.0, -5.0], [jnp.inf, jnp.nan], [3.0, 3.0], [4.0, -7.0], [9.0, 9.0]])
     many, ones = jnp.zeros(1000, jnp.int32), jnp.ones((1000, 1), jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""Models of the hub: torchref, jaxarch and `transformers` are three witnesses of one function; folders there and
+"""Hugging Face models: torchref, jaxarch and `transformers` are three witnesses of one function; folders there and
 back; a trained sentence encoder; torch.nn's packed attention."""
 
 import functools
@@ -110,7 +110,7 @@ def draw(name, config):
 
 
 def loaded(folder):
-    """The twins with the weights of a hub folder, in eval mode."""
+    """The twins with the weights of a Hugging Face folder, in eval mode."""
     hub = read_hub(folder)
     variant = next(iter(catalog.page(hub.name).variants))
     theirs = catalog.create_model(hub.name, variant, package="torchref", **hub.arguments).double().eval()
@@ -394,7 +394,7 @@ def test_folders_that_are_wrong_are_refused(tmp_path):
         convert(f"hf:{tmp_path / 'good'}", f"hf:{tmp_path / 'good'}")
 
 
-def test_gpt2_decodes_a_few_tokens_at_a_time_what_it_computes_at_once():
+def test_gpt2_cached_decoding_is_the_full_pass():
     """Cached = full, in both packages, at every split of the sequence."""
     theirs = catalog.create_model("gpt2", "tiny", package="torchref").double().eval()
     ours = unweighted(lambda: catalog.create_model("gpt2", "tiny"))

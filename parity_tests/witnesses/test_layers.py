@@ -145,7 +145,7 @@ def test_frozen_batch_norm_is_torchs_eval():
         nn.BatchNorm1d(3, rngs=RNGS)(jnp.ones((1, 3)))
 
 
-def test_statistics_do_not_cancel_and_stay_wide():
+def test_statistics_do_not_cancel_and_stay_in_full_precision():
     x = 1000 + np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
     layer = nn.LayerNorm(64, elementwise_affine=False, rngs=RNGS)
     expected = torch.nn.functional.layer_norm(torch.from_numpy(x.astype(np.float64)), (64,)).numpy()

@@ -299,7 +299,7 @@ def test_semi_hard_by_hand():
     assert hard.outputs[""] == 1.0
 
 
-def test_low_precision_is_summed_wide():
+def test_low_precision_is_summed_in_float32():
     logits = jnp.full((4, 3), 60000.0, jnp.bfloat16)
     assert ours.cross_entropy(logits, jnp.zeros(4, int)).dtype == jnp.float32
     assert ours.mse_loss(logits, -logits).dtype == jnp.float32

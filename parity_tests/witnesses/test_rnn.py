@@ -123,7 +123,7 @@ def test_any_lengths(lengths, kind):
     inputs = inputs_of(kind, lengths, initial(kind, theirs))
     assert_layers_agree(theirs, run, inputs)
 
-    # What stands past the length, be it NaN, influences nothing, bit for bit.
+    # Values past the length, even NaN, change no bit.
     past, x = np.arange(STEPS) >= lengths[:, None], inputs["x"]
     ones = leaves(np.ones((BATCH, STEPS, 2 * HIDDEN)), inputs["states"])
     results = []

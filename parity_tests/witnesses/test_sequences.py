@@ -41,7 +41,7 @@ def run(model, **static):
 
 
 @functools.cache
-def taught():
+def teacher_forced():
     """The seq2seq model's call, compiled once for the tests that share it."""
     return run(pair("seq2seq_rnn").model)
 
@@ -183,7 +183,7 @@ def test_padded_is_unpadded(model):
         outputs = [call(jnp.asarray(v), lengths=jnp.asarray(lengths)) for v in (x, padded, other)]
         if SEQUENCES[model] == "steps":
             outputs = [(y[:, :steps], state) for y, state in outputs]
-        # What stands past the length changes not one bit; other shapes may round otherwise.
+        # Values past the length change no bit; other shapes may round otherwise.
         for a, b in zip(jax.tree.leaves(outputs[1]), jax.tree.leaves(outputs[2]), strict=True):
             np.testing.assert_array_equal(a, b)
         close(outputs[0], outputs[1])
@@ -216,7 +216,7 @@ def test_documents_padded_anywhere():
         with torch.no_grad():
             theirs = found.torch(torch.from_numpy(large), return_attention=True)
         close((b, (by_word, by_sentence)), jax.tree.map(lambda x: x.numpy(), theirs))
-        # The weights are shown where the words stand.
+        # The weights are at the positions of the words.
         np.testing.assert_array_equal(np.asarray(by_word) > 0, large > 0)
         np.testing.assert_array_equal(np.asarray(by_sentence) > 0, (large > 0).any(-1))
         if sentences:
@@ -229,7 +229,7 @@ def test_documents_padded_anywhere():
         found.model(jnp.ones((1, 5, 2), int))
 
 
-def test_a_mutant_without_the_mask_is_seen(monkeypatch):
+def test_a_mutant_without_the_mask_is_found(monkeypatch):
     found = pair("hierarchical_attention_network")
     own = han.ContextAttention.__call__
     monkeypatch.setattr(han.ContextAttention, "__call__", lambda s, h, mask: own(s, h, jnp.ones_like(mask)))
@@ -283,7 +283,7 @@ def test_conv_lstm_carries_its_state():
 
 def test_teacher_forcing():
     found = pair("seq2seq_rnn")
-    call, inputs = taught(), found.jax_inputs()
+    call, inputs = teacher_forced(), found.jax_inputs()
     src, tgt, lengths = inputs["src"], inputs["tgt"], inputs["lengths"]
     forced = call(src, tgt, lengths)
     close(call(src, tgt, lengths, jnp.ones(tgt.shape, bool)), forced)
@@ -294,13 +294,13 @@ def test_teacher_forcing():
         assert error(mixed, forced) > 1e-3
     # One row of coins serves the whole batch.
     close(call(src, tgt, lengths, jnp.asarray(coins)), mixed)
-    # Told its own guesses, a model guesses the same; told by coins, it needs not be told.
+    # With its own predictions as targets a model predicts the same under full teacher forcing.
     free = call(src, tgt, lengths, jnp.zeros(tgt.shape, bool))
-    told = jnp.concatenate([tgt[:, :1], free.argmax(-1)[:, :-1]], 1)
-    close(call(src, told, lengths), free)
+    guesses = jnp.concatenate([tgt[:, :1], free.argmax(-1)[:, :-1]], 1)
+    close(call(src, guesses, lengths), free)
 
 
-def test_a_mutant_that_is_always_taught_is_seen(monkeypatch):
+def test_a_mutant_with_teacher_forcing_only_is_found(monkeypatch):
     found = pair("seq2seq_rnn")
     cls, own = type(found.model), type(found.model).__call__
     monkeypatch.setattr(cls, "__call__", lambda s, src, tgt, lengths, coins: own(s, src, tgt, lengths))
@@ -333,9 +333,9 @@ def test_search():
     close(wide[1], scores.numpy())
     theirs = found.torch.greedy(their_src, start, end, length, their_lengths)
     np.testing.assert_array_equal(greedy, theirs.numpy())
-    # Greedy search is the model told by no coin; a score is the log-probability under full teacher forcing.
+    # Greedy search is the model without teacher forcing; a score is the log-probability under full teacher forcing.
     tgt = jnp.full((len(src), length), start)
-    call = taught()
+    call = teacher_forced()
     free = np.array(call(src, tgt, lengths, jnp.zeros(tgt.shape, bool)).argmax(-1))
     for row, guess in zip(np.asarray(greedy), free, strict=True):
         stop = list(guess).index(end) + 1 if end in guess else length

@@ -1,4 +1,4 @@
-"""Text transformers and efficient attention: checkpoints' names, which positions attend to which, exactness, errors."""
+"""Text transformers and efficient attention: checkpoints' names, reach of attention, exactness, errors."""
 
 import copy
 import functools
@@ -206,7 +206,7 @@ def test_attention_without_biases_is_its_formulas():
     assert error(blind, np.broadcast_to(mean, (2, 3, 16))) < BOUND
 
 
-# What sees what
+# Which positions attend to which
 
 
 SRC, TGT = np.array([[5, 6, 7, 0, 8, 0]]), np.array([[9, 10, 11, 12]])
@@ -248,7 +248,7 @@ def check_reach(j):
     assert (seen[np.triu_indices(4, 1)] == 0).all()
 
 
-def test_decoder_sees_all_of_the_source_and_no_padding_and_no_future():
+def test_decoder_attends_to_all_of_the_source_and_to_no_padding_and_no_future():
     _, j = models("transformer")
     check_reach(j)
 
@@ -669,7 +669,7 @@ def test_chunked_is_full(causal, mask):
 
 
 def test_performer_converges_to_softmax_attention():
-    """The error falls with more features, masked (one row sees all) and causal; a biased estimate would stand still."""
+    """The error falls with more features, masked (one row attends to all) and causal; a biased one would not."""
     q, k, v = (jnp.asarray(x) for x in qkv(scale=0.7))
     mask = np.arange(13)[None] < np.array([[9], [13]])
     tril = np.tril(np.ones((13, 13), bool))

@@ -305,7 +305,7 @@ def small_step(dtype):
     return model, step, jax.tree.map(wide, (params, rest)), jax.ShapeDtypeStruct((2, 25, 30, 3), dtype)
 
 
-def test_bf16_training_keeps_statistics_wide():
+def test_bf16_training_keeps_statistics_in_full_precision():
     _, step, (params, rest), x = small_step(jnp.bfloat16)
     after, statistics, y = jax.eval_shape(step, params, rest, x)
     assert y.dtype == jnp.bfloat16
