@@ -118,7 +118,7 @@ def test_only_adapters_and_the_head_train(pretrained, few_texts, first_devices, 
     slots = checkpoint.flatten(run.state.opt_state)
     assert {k.rsplit("/", 1)[1] for k, v in slots.items() if v.ndim} == TRAINED
     assert_frozen_weights_are(start, now)
-    assert run.state.params[f"{LAYER}.query.lora_A.weight"].shape == (16, 2)
+    assert run.state.params[f"{LAYER}.query.lora_A.weight"].shape == (SIZES["hidden_size"], 2)
     assert all(np.abs(np.asarray(now[k])).max() > 0 for k in TRAINED)
 
     again = tmp_path / "again"
@@ -175,9 +175,9 @@ def test_starting_weights_must_fit(pretrained, tmp_path):
         with pytest.raises(UsageError, match=what):
             weights(init)
     with pytest.raises(
-        UsageError, match=r"num_attention_heads 4, the model 2: set model\.num_attention_heads=4"
+        UsageError, match=r"num_attention_heads 3, the model 5: set model\.num_attention_heads=3"
     ):
-        weights(own, num_attention_heads=2)
+        weights(own, num_attention_heads=5)
     with pytest.raises(UsageError, match="Hugging Face model"):
         weights(own, "mlp")
     with pytest.raises(ConversionError, match="no such folder"):

@@ -28,7 +28,7 @@ B, T, V = 3, 12, 40
 
 @functools.cache
 def pair(variant="tiny", **overrides):
-    torch.manual_seed(0)
+    torch.manual_seed(21)  # of this model's beams some end early and some do not
     t = catalog.create_model(NAME, variant, package="torchref", **overrides).double().eval()
     with torch.no_grad():
         for p in t.parameters():
@@ -154,9 +154,9 @@ def test_prompts_of_unequal_length_go_on_as_if_alone(settings):
 
 def test_transformers_generates_the_same_tokens():
     """Greedy with a repetition penalty, and beams, on GPT-2 of Hugging Face."""
-    config = transformers.GPT2Config(
-        vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=None
-    )
+    arguments = catalog.arguments("gpt2", "tiny")
+    sizes = {k: arguments[k] for k in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=None)
     torch.manual_seed(0)
     witness = transformers.GPT2LMHeadModel(config).double().eval()
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_choice():
         ({"temperature": 1.0, "top_k": 0}, "top_k"),
         ({"top_k": 3}, "no effect"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"max_new_tokens": 20}, r"26.*16"),
+        ({"max_new_tokens": 20}, r"26.*17"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"beam_size": 0}, "beam_size"),
         ({"beam_size": 2, "temperature": 1.0}, "contradicts"),
@@ -327,8 +327,8 @@ def test_bad_calls():
     t, j = pair()
     ids = tokens()
     for model, array in ((t, torch.tensor), (j, jnp.asarray)):
-        with pytest.raises(ValueError, match=r"17.*16"):
-            model(array(tokens(length=17)))
+        with pytest.raises(ValueError, match=r"18.*17"):
+            model(array(tokens(length=18)))
         with pytest.raises(ValueError, match="attention_mask has shape"):
             model(array(ids), array(np.ones((B, T + 1), bool)))
         with pytest.raises(ValueError, match="labels has shape"):

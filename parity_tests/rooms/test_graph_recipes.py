@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("first_devices")
 def random_graph(seed, nodes, edges):
     rng = np.random.default_rng(seed)
     ends = rng.integers(0, nodes, (2, edges))
-    features = {"x": rng.normal(size=(nodes, 4))}
+    features = {"x": rng.normal(size=(nodes, 5))}
     return graphs.make_graph(ends, nodes=features, edges={"edge_weight": rng.random(edges)})
 
 
@@ -56,7 +56,7 @@ def test_two_labels_are_a_club(tmp_path):
     assert (run.run.source.train["label"] >= 0).sum() == 2
     assert (run.run.source.test["label"] >= 0).sum() == 32
     assert run.metrics["accuracy"] > 0.8
-    with pytest.raises(DataError, match=r"model\.num_features=34, not 4"):
+    with pytest.raises(DataError, match=r"model\.num_features=34, not 7"):
         fit("gat", variant="tiny", mesh=ONE, out=tmp_path / "tiny", progress=False)
     task = tasks.task("node_classification")
     with pytest.raises(UsageError, match="batch_size must be 1, not 2"):

@@ -337,7 +337,7 @@ def random_graph(seed, nodes, edges):
     rng = np.random.default_rng(seed)
     ends = rng.integers(0, nodes, (2, edges)) if nodes else ALONE
     return graphs.make_graph(
-        ends, nodes={"x": rng.normal(size=(nodes, 4))}, edges={"edge_weight": rng.random(edges)}
+        ends, nodes={"x": rng.normal(size=(nodes, 5))}, edges={"edge_weight": rng.random(edges)}
     )
 
 
