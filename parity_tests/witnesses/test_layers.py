@@ -12,7 +12,7 @@ from comparison import JaxCall, TorchCall
 from jaxarch import catalog, nn
 from jaxarch.convert.layout import layout
 from jaxarch.errors import DataError, UsageError
-from jaxarch.parity import catalog_pair, check
+from jaxarch.parity import check
 from torchref import nn as rnn
 
 RNGS = nnx.Rngs(0)
@@ -279,16 +279,3 @@ def test_names_of_advanced_cnn():
     assert shapes["fc.weight"] == (10, 64)
     # 6 entries a block of two norms and two convolutions, and so on: 12 a block, 6 a shortcut.
     assert len(shapes) == 6 + 5 * 12 + 3 * 6 + 2 + 2
-
-
-@pytest.mark.parametrize(
-    "name", ["mlp", "resnet", "lstm_with_attention", "advanced_transformer", "gat", "generator", "bert"]
-)
-def test_jit_is_eager(name):
-    pair = catalog_pair(name, catalog.page(name).cases[0])
-    pair.reset(train=False)
-    inputs = pair.jax_inputs()
-    eager = pair.model(**inputs)
-    jitted = nnx.jit(lambda model, inputs: model(**inputs))(pair.model, inputs)
-    for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)

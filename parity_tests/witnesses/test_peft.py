@@ -142,7 +142,7 @@ def test_the_peft_library_reads_and_writes_the_same_files(tmp_path):
     settings = json.loads((tmp_path / "library/adapter_config.json").read_text())
     for change, says in (
         ({"use_dora": True}, "use_dora is True, only False"),
-        ({"r": 4}, r"lora_A.weight has shape \(3, 16\), the model needs \(4, 16\)"),
+        ({"r": 4}, r"lora_A.weight has shape \(3, 15\), the model needs \(4, 15\)"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ):
         (tmp_path / "library/adapter_config.json").write_text(json.dumps({**settings, **change}))
