@@ -10,6 +10,7 @@ from types import ModuleType
 
 from jaxarch.catalog import MODEL_CONFIGS, ModelFactory, create_model, list_models
 from jaxarch.errors import nearest
+from jaxarch.versions import check_versions
 
 __all__ = ["MODEL_CONFIGS", "ModelFactory", "create_model", "list_models"]
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ def _submodules() -> list[str]:
 
 def __getattr__(name: str) -> ModuleType:
     if name in (known := _submodules()):
+        check_versions()
         return importlib.import_module(f"{__name__}.{name}")
     near = nearest(name, [*known, *__all__])
     hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""

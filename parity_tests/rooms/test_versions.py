@@ -25,6 +25,8 @@ WORKING = [
 ]
 # flax cannot be imported, as with the pair of the metadata: what imports it before the check fails otherwise.
 PACKAGES = ("autodiff", "commands", "convert", "handover", "models", "nn", "optim", "parity", "peft", "train")
+# These import flax themselves; after a plain `import jaxarch` the front door checks for them.
+ATTRIBUTES = ("bench", "generate", "observe", "state")
 FIRST_USE = f"""
 import importlib, importlib.metadata, sys
 
@@ -40,6 +42,11 @@ for name in {PACKAGES}:
         importlib.import_module(f"jaxarch.{{name}}")
     except UsageError as error:
         assert "\\n" not in str(error), error
+        print(name, error)
+for name in {ATTRIBUTES}:
+    try:
+        getattr(jaxarch, name)
+    except UsageError as error:
         print(name, error)
 assert "jax" not in sys.modules
 """
@@ -83,5 +90,5 @@ def test_first_use_says_what_to_install():
     assert done.returncode == 0, done.stderr
     refused = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert refused == dict.fromkeys(
-        PACKAGES, "flax 0.12.8 does not work with jax 0.12.0.1: pip install 'flax>=0.12.9'"
+        (*PACKAGES, *ATTRIBUTES), "flax 0.12.8 does not work with jax 0.12.0.1: pip install 'flax>=0.12.9'"
     )
