@@ -78,8 +78,8 @@ def test_sampling_equals_torch():
     """DDPM over 100 steps with guidance, and DDIM over 50 with eta, clipping and v-prediction: one scan each."""
     pair, rng = unets(), np.random.default_rng(1)
     graph, params, rest = state.split(pair.model)
-    x, long, short = (rng.normal(size=s) for s in ((2, 2, 6, 8), (100, 2, 2, 6, 8), (50, 2, 2, 6, 8)))
-    labels, null = np.array([2, 0]), 3
+    x, long, short = (rng.normal(size=s) for s in ((2, 13, 6, 8), (100, 2, 13, 6, 8), (50, 2, 13, 6, 8)))
+    labels, null = np.array([2, 0]), 17
     seen = []
 
     @jax.jit
@@ -129,7 +129,7 @@ def test_dropped_labels():
 
 @functools.cache
 def adversaries():
-    """Generator and critic of 3-channel 5x5 images; the critic's score is a logit."""
+    """Generator and critic of 2-channel 5x5 images; the critic's score is a logit."""
     generator, critic = catalog_pair("generator", "tiny"), catalog_pair("discriminator", "tiny")
     critic.torch.net[-1].function = torch.nn.functional.tanh
     critic.model.net[len(critic.model.net) - 1].function = jnp.tanh
@@ -137,7 +137,7 @@ def adversaries():
 
 
 def images(seed, count=4):
-    return np.random.default_rng(seed).normal(size=(count, 3, 5, 5))
+    return np.random.default_rng(seed).normal(size=(count, 2, 5, 5))
 
 
 def rows_close(pair, ours, theirs):
@@ -364,11 +364,11 @@ def test_dead_codes_become_vectors_of_the_batch():
 
 def test_truncation_pulls_towards_the_mean():
     pair = catalog_pair("stylegan", "tiny")
-    pair.torch.mapping.w_avg += torch.arange(6)
-    pair.model.mapping.w_avg[...] = jnp.arange(6.0)
+    pair.torch.mapping.w_avg += torch.arange(11)
+    pair.model.mapping.w_avg[...] = jnp.arange(11.0)
     pair.torch.eval()
     pair.model.eval()
     z = pair.inputs["z"]
     theirs = pair.torch.mapping(torch.from_numpy(z), 0.7)
     assert error(pair.model.mapping(jnp.asarray(z), 0.7), theirs) < BOUND
-    np.testing.assert_array_equal(pair.model.mapping(jnp.asarray(z), 0.0)[0], np.arange(6.0))
+    np.testing.assert_array_equal(pair.model.mapping(jnp.asarray(z), 0.0)[0], np.arange(11.0))
