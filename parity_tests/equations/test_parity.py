@@ -23,6 +23,20 @@ def test_large_variants_build_without_memory(name):
         nnx.eval_shape(lambda variant=variant: catalog.create_model(name, variant))
 
 
+@pytest.mark.slow
+def test_every_variant_builds_without_memory(name):
+    for variant in catalog.page(name).variants:
+        nnx.eval_shape(lambda variant=variant: catalog.create_model(name, variant))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_pair_with_other_draws(case, seed):
+    """Other weights, inputs, masks, cotangents and targets than `test_pair`'s."""
+    result = parity.check_pair(parity.catalog_pair(case.name, case.variant, seed), case.name, case.variant)
+    assert result.ok, result.detail
+
+
 def test_every_architecture_has_a_case(name):
     assert catalog.page(name).cases
     with pytest.raises(catalog.UsageError, match="unknown variant"):

@@ -275,7 +275,15 @@ def test_sizes_differ(case: parity.Case) -> None:
 CASES = parity.cases(catalog.list_models())
 
 
-@pytest.mark.parametrize("planted", CASES[::10], ids=[f"{c.name}-{c.variant}" for c in CASES[::10]])
+def case_params() -> list[Any]:
+    """The cases, of which every tenth is not slow."""
+    return [
+        pytest.param(c, id=f"{c.name}-{c.variant}", marks=[pytest.mark.slow] if i % 10 else [])
+        for i, c in enumerate(CASES)
+    ]
+
+
+@pytest.mark.parametrize("planted", case_params())
 def test_an_argument_as_large_as_the_batch_is_found(planted: parity.Case) -> None:
     """The argument last in the call that can be varied is given the size of the first axis of the first input."""
     sizes = Sizes(planted.name, planted.variant)

@@ -113,14 +113,14 @@ def test_the_classifier_trains(few_texts, tmp_path):
 
 
 def test_videos_and_paths(tmp_path):
-    films = load("moving_digits", frames=4, shown=1, count=20)
-    x = films.train["x"]
+    videos = load("moving_digits", frames=4, shown=1, count=20)
+    x = videos.train["x"]
     assert x.shape == (20, 4, 16, 16, 1)
     # One digit is moved, never cut: every frame has the same ink.
     np.testing.assert_allclose(x.sum((2, 3, 4)), x[:, :1].sum((2, 3, 4)) * np.ones(4), rtol=1e-5)
     assert (x[:, 0] != x[:, 1]).any((1, 2, 3)).all()
     smaller = {"train.options.frames": "3", "train.options.count": "40", "model.hidden_channels": "2"}
-    run = fit("conv_lstm", settings=QUICK | smaller, mesh=ONE, out=tmp_path / "film", progress=False)
+    run = fit("conv_lstm", settings=QUICK | smaller, mesh=ONE, out=tmp_path / "video", progress=False)
     assert run.metrics["mse_copy"] > 0
     pieces = load("spiral", count=50, noise=0.0)
     times, target = pieces.train["times"], pieces.train["target"]
