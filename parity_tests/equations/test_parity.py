@@ -30,9 +30,13 @@ def test_every_variant_builds_without_memory(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_pair_with_other_draws(case, seed):
-    """Other weights, inputs, masks, cotangents and targets than `test_pair`'s."""
+    """Other weights, inputs, masks, cotangents and targets than `test_pair`'s.
+
+    Not seed 1: it revives two codes of a codebook from one row, and which of two equal codes is nearest is then
+    decided by the rounding of each framework's matrix product.
+    """
     result = parity.check_pair(parity.catalog_pair(case.name, case.variant, seed), case.name, case.variant)
     assert result.ok, result.detail
 
