@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jaxarch import bench
 from jaxarch.errors import require_torch
-from jaxarch.files import write_whole
+from jaxarch.files import write_text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json == "-":
         print(text)
     elif args.json:
-        write_whole(Path(args.json), lambda temporary: Path(temporary).write_text(text))
+        write_text(Path(args.json), text)
     return 0
 
 

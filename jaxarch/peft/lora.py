@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.state_dict import check_names
 from jaxarch.errors import ConversionError, UsageError, unknown
-from jaxarch.files import write_whole
+from jaxarch.files import write_text
 from jaxarch.nn import Conv1D, Dropout, Linear, Module
 from jaxarch.state import join
 
@@ -206,7 +206,7 @@ def save_adapter(model: nnx.Module, folder: str | Path) -> None:
     }
     write_tensors(folder / WEIGHTS, tensors)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    write_whole(folder / CONFIG, lambda temporary: Path(temporary).write_text(text))
+    write_text(folder / CONFIG, text)
 
 
 def load_adapter(model: nnx.Module, folder: str | Path, *, rngs: nnx.Rngs) -> list[str]:
