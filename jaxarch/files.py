@@ -10,7 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxarch.errors import ConversionError
+from jaxarch.errors import ConversionError, UsageError
+
+# How far into a file `check_replaceable` looks for the mark of what wrote it.
+MARK_BYTES = 1 << 14
+# The mark of a PNG and of an HTML page.
+PNG_MARK, HTML_MARK = b"Software\0jaxarch", b'<meta name="generator" content="jaxarch">'
 
 
 def write_whole(path: Path, write: Callable[[str], Any]) -> None:
@@ -45,6 +50,30 @@ def write_text(path: Path, text: str) -> None:
         ConversionError: as `write_whole`.
     """
     write_whole(path, lambda temporary: Path(temporary).write_text(text))
+
+
+def check_replaceable(path: str | os.PathLike, mark: bytes) -> None:
+    """Refuse to replace a file that carries other content than ours.
+
+    Args:
+        path: the file to be written. Nothing is there, an empty file, or one that an earlier call wrote.
+        mark: bytes that stand in the first `MARK_BYTES` of every file of this kind that we write.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    path = Path(path)
+    try:
+        if not os.path.lexists(path):
+            return
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(MARK_BYTES)
+            if not start or mark in start:
+                return
+    except OSError as e:
+        raise UsageError(f"{path} cannot be written: {first_line(e)}") from None
+    raise UsageError(f"{path} exists and was not written by this command: choose another name")
 
 
 def first_line(error: Exception) -> str:

@@ -273,7 +273,7 @@ def report(runs: dict[str, Trained], classifier: Judge, sheets: Path) -> tuple[s
             (f"`{name}`", what, *cells, f"{runs[name].log[-1]['step']:,}", f"{runs[name].seconds():.0f}")
         )
 
-    for name in (n for n in SAMPLED if n in runs):
+    for name in SAMPLED:
         images, untrained = runs[name].samples(labels), runs[name].samples(labels, trained=False)
         write_sheet(sheets / f"{name}.png", images[:60])
         compare(name, "samples", images, untrained)
@@ -282,7 +282,7 @@ def report(runs: dict[str, Trained], classifier: Judge, sheets: Path) -> tuple[s
             check(name, "accuracy", accuracy, LEAST, failed)
             accuracies.append((f"`{name}`", f"{accuracy:.1%}", f"{LEAST:.0%}", f"{chance:.1%}"))
         pieces.append(f"![{name}](generative/{name}.png)\n\n`{name}`: {NOTES[name]}.\n")
-    for name in (n for n in CODED if n in runs):
+    for name in CODED:
         images, untrained = (runs[name].reconstructed(x, trained=t) for t in (True, False))
         errors = (f"{float(((z - x) ** 2).mean()):.4f}" for z in (images, untrained))
         coded.append((f"`{name}`", *errors, f"{classifier.accuracy(images, y):.1%}"))
@@ -295,11 +295,10 @@ def report(runs: dict[str, Trained], classifier: Judge, sheets: Path) -> tuple[s
             codes, used, perplexity = runs[name].codebook(x)
             text += f" The held-out digits use {used} of its {codes} codes, with a perplexity of {perplexity:.1f}."
         pieces.append(f"![{name}](generative/{name}_reconstructions.png)\n\n{text}\n")
-    if "vae" in runs:
-        write_sheet(sheets / "vae_walk.png", interpolate(runs["vae"].models[True], x[ten[0][:6]]))
-        pieces.append(
-            "![walk](generative/vae_walk.png)\n\n`vae`: interpolation between digits in latent space.\n"
-        )
+    write_sheet(sheets / "vae_walk.png", interpolate(runs["vae"].models[True], x[ten[0][:6]]))
+    pieces.append(
+        "![walk](generative/vae_walk.png)\n\n`vae`: interpolation between digits in latent space.\n"
+    )
     draw_curves(sheets / "curves.png", runs)
     head = ("model", "what", "Frechet distance", "bound", "untrained", "steps", "seconds")
     text = PAGE.format(
@@ -320,12 +319,14 @@ def report(runs: dict[str, Trained], classifier: Judge, sheets: Path) -> tuple[s
 
 
 def main() -> None:
-    """Write the page and its images from the runs that exist; fail where a number is beyond its bound."""
+    """Write the page and its images from the finished runs, which must all exist; fail where a number is beyond its bound."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args()
-    runs = {n: Trained(args.runs / n) for n in NAMES if (args.runs / n / checkpoint.FOLDER).is_dir()}
+    if missing := [n for n in NAMES if not (args.runs / n / checkpoint.FOLDER).is_dir()]:
+        raise SystemExit(f"{args.runs} has no finished run of {', '.join(missing)}: the page stays as it is")
+    runs = {n: Trained(args.runs / n) for n in NAMES}
     (args.out / "generative").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         page, failed = report(runs, judge(Path(folder) / "mlp"), args.out / "generative")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from jaxarch import html
+from jaxarch.files import write_text
 
 CURVES = {  # figure: its metric, its runs, the metric's label
     "nodes": (
@@ -29,14 +30,13 @@ def rows(run: Path, key: str) -> tuple[list[float], list[float]]:
 
 
 def main(runs: Path, out: Path) -> None:
-    """Draw the figures of the runs that exist, and name the missing ones."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Draw the figures whose runs all exist, and name the missing runs of the others."""
     for figure, (key, names, label) in CURVES.items():
-        lines = {name: rows(runs / name, key) for name in names if (runs / name / "metrics.jsonl").is_file()}
-        if lines:
-            (out / f"{figure}.svg").write_text(html.curves(lines, xlabel="step", ylabel=label))
-        if missing := [name for name in names if name not in lines]:
-            print(f"{runs} has no run {', '.join(missing)}", file=sys.stderr)
+        if missing := [name for name in names if not (runs / name / "metrics.jsonl").is_file()]:
+            print(f"{figure}.svg is not drawn: {runs} has no run {', '.join(missing)}", file=sys.stderr)
+            continue
+        lines = {name: rows(runs / name, key) for name in names}
+        write_text(out / f"{figure}.svg", html.curves(lines, xlabel="step", ylabel=label))
 
 
 if __name__ == "__main__":

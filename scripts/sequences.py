@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxarch import data, html
 from jaxarch.data.sets import docstrings, spiral
+from jaxarch.files import write_text
 from jaxarch.train import checkpoint
 from jaxarch.train.tasks import forecast
 
@@ -121,18 +122,17 @@ DRAWINGS: Drawings = {
 
 
 def main(runs: Path, out: Path, curves: Curves = CURVES, drawings: Drawings = DRAWINGS) -> None:
-    """Draw the figures of the runs that exist, and name the missing ones."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Draw the figures whose runs are all finished, and name the missing runs of the others."""
     names = {n for metrics, _ in curves.values() for n in metrics} | {n for n, _ in drawings.values()}
     finished = {name for name in names if (runs / name / "checkpoints").is_dir()}
     for figure, (metrics, label) in curves.items():
-        lines = {name: rows(runs / name, key) for name, key in metrics.items() if name in finished}
-        if lines:
+        if metrics.keys() <= finished:
+            lines = {name: rows(runs / name, key) for name, key in metrics.items()}
             lines = {k: (x, smooth(y) if metrics[k] == "loss" else y) for k, (x, y) in lines.items()}
-            (out / f"{figure}.svg").write_text(html.curves(lines, xlabel="step", ylabel=label))
+            write_text(out / f"{figure}.svg", html.curves(lines, xlabel="step", ylabel=label))
     for figure, (name, draw) in drawings.items():
         if name in finished:
-            (out / figure).write_text(draw(runs / name))
+            write_text(out / figure, draw(runs / name))
     if names - finished:
         print(f"{runs} has no finished run of {', '.join(sorted(names - finished))}", file=sys.stderr)
 

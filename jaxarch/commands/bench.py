@@ -10,17 +10,21 @@ from rich.table import Table
 
 from jaxarch import bench
 from jaxarch.errors import require_torch
-from jaxarch.files import write_text
+from jaxarch.files import check_replaceable, write_text
+
+JSON_MARK = b'"seconds":'
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a table for each contest, and write all timings as JSON if asked.
 
     Raises:
-        UsageError: unknown names, no torch, or fewer than one round.
+        UsageError: unknown names, no torch, fewer than one round, or --json names another file.
         JaxarchError: the second losses differ.
     """
     require_torch("bench")
+    if args.json not in (None, "-"):
+        check_replaceable(args.json, JSON_MARK)
     console, timings = Console(stderr=args.json == "-"), []
     for name in args.names:
         for contest in bench.contests(name, compiled=not args.no_compile):

@@ -3,7 +3,8 @@
 import argparse
 import dataclasses
 import importlib.metadata
-import shutil
+import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.layout import Row, layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.data.text import load_tokenizer
-from jaxarch.errors import require, require_torch
+from jaxarch.errors import UsageError, require, require_torch
 from jaxarch.generate import generate
 from jaxarch.handover.optimizer import to_torch_optimizer
 from jaxarch.parallel import describe
@@ -40,6 +41,12 @@ NAME, MESH, PROMPT = "advanced_transformer", "data=2,fsdp=2,tensor=2", "The for 
 STEPS, NEW_TOKENS = 5, 48
 MARGIN = 0.9  # the perplexity must be below this fraction of each baseline's
 DEVICES = 8
+# The file that marks a folder as the demo's, and the names of all that it writes there.
+MARK = ".jaxarch-demo"
+WRITTEN = re.compile(
+    r"\.jaxarch-demo|report\.html|model\.safetensors[^/]*"
+    r"|(run|uninterrupted)/((metrics|monitor)\.jsonl|tokenizer\.json|(checkpoints|best|tensorboard)/.+|\.[^/]*)"
+)
 EXTRAS = {"jinja2": "viz", "matplotlib": "viz", "tokenizers": "hub", "transformers": "hub"}
 
 
@@ -79,17 +86,23 @@ class Report:
 
 
 def demo(out: Path, *, steps: int | None = None) -> int:
-    """Run the demo into the folder `out`, which is replaced, and print the report's path last.
+    """Run the demo into the folder `out`, and print the report's path last.
 
     Args:
-        out: the folder.
+        out: a new or empty folder, or that of an earlier demo, whose files are replaced.
         steps: training steps; the page's if None.
 
     Returns:
         0 if every check held, 1 if not.
+
+    Raises:
+        UsageError: `out` holds something else, or cannot be written; fewer than two steps.
     """
     console, start, report = Console(), time.monotonic(), Report()
-    shutil.rmtree(out, ignore_errors=True)
+    steps = recipe_of(NAME, None, {} if steps is None else {"train.steps": str(steps)})[0].steps
+    if steps < 2:
+        raise UsageError(f"--steps {steps}: the demo interrupts a run, which takes at least 2 steps")
+    clear(out)
     trained, halfway = _train(out, steps, report, console)
     # Training was in float32; proofs are in float64.
     jax.config.update("jax_enable_x64", True)
@@ -118,12 +131,34 @@ def demo(out: Path, *, steps: int | None = None) -> int:
     return 0 if all(c.ok for c in report.checks) else 1
 
 
+def clear(out: Path) -> None:
+    """Make `out` an empty folder that is marked as the demo's; only files of an earlier demo are removed.
+
+    Raises:
+        UsageError: it holds something else, which is named, or it cannot be written.
+    """
+    try:
+        entries = list(out.rglob("*")) if os.path.lexists(out) else []
+        names = {p.relative_to(out).as_posix() for p in entries if p.is_symlink() or not p.is_dir()}
+        others = sorted(n for n in names if MARK not in names or not WRITTEN.fullmatch(n))
+        if others or (os.path.lexists(out) and (out.is_symlink() or not out.is_dir())):
+            other = out / others[0] if others else out
+            raise UsageError(f"{other} was not written by the demo: choose another folder with --out")
+        for name in names - {MARK}:
+            (out / name).unlink()
+        for folder in sorted((p for p in entries if p.is_dir()), reverse=True):
+            folder.rmdir()
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARK).touch()
+    except OSError as e:
+        raise UsageError(f"{out} cannot hold the demo: {e.strerror or e}; choose another folder") from None
+
+
 def _train(
-    out: Path, steps: int | None, report: Report, console: Console
+    out: Path, total: int, report: Report, console: Console
 ) -> tuple[loop.FitResult, checkpoint.Restored]:
     """Train with an interruption and without one; -> the resumed run and the checkpoint halfway."""
-    settings = {} if steps is None else {"train.steps": str(steps)}
-    total = steps or recipe_of(NAME, None, {})[0].steps
+    settings = {"train.steps": str(total)}
     half = total // 2
     console.rule(f"Train, and interrupt after step {half} of {total}")
     first = loop.fit(NAME, settings=settings, mesh=MESH, out=out / "run", stop_at=half)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxarch import catalog, state
 from jaxarch.errors import DataError, UsageError, require
-from jaxarch.files import write_whole
+from jaxarch.files import PNG_MARK, check_replaceable, write_whole
 from jaxarch.observe import observe
 from jaxarch.train import checkpoint
 
@@ -36,13 +36,14 @@ def draw_features(
         weights: a run of `jaxarch train`; random weights without it.
 
     Raises:
-        UsageError: `out` does not end in .png, the model takes no image, or the extra viz is missing.
+        UsageError: `out` does not end in .png or is another image than an earlier call wrote, the model takes no image, or the extra viz is missing.
         DataError: the file is not a readable image.
     """
     if Path(out).suffix != ".png":
         raise UsageError(f"--out {out}: the image is written as .png")
     for package in ("PIL", "matplotlib"):
         require(package, "viz", "drawing feature maps")
+    check_replaceable(out, PNG_MARK)
     entry, variant = catalog.page(name), variant or catalog.default_variant(name)
     images = [k for k, v in entry.inputs.items() if v.kind == "image"]
     if not images or len(entry.inputs) > 1:
@@ -140,4 +141,4 @@ def _draw(image: Map, maps: dict[str, Map], path: str) -> None:
         if len(values) > 1:
             for axis, channel in zip(row[1:], np.moveaxis(values, -1, 0), strict=False):
                 axis.imshow(channel, cmap="viridis")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, metadata={"Software": "jaxarch"})

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from jaxarch import data
 from jaxarch.errors import UsageError, require
-from jaxarch.files import write_whole
+from jaxarch.files import PNG_MARK, check_replaceable, write_whole
 from jaxarch.train import checkpoint, tasks
 
 
@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.out).suffix != ".png":
         raise UsageError(f"--out {args.out}: a sheet is written as .png")
     require("matplotlib", "viz", "writing a sheet of images")
+    check_replaceable(args.out, PNG_MARK)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("sampling", total=None)
 
@@ -133,4 +134,4 @@ def write_sheet(
         top, left = i // columns * (height + 1), i % columns * (width + 1)
         sheet[top : top + height, left : left + width] = tile
     sheet = np.broadcast_to(sheet, (*sheet.shape[:2], 3)).repeat(zoom, 0).repeat(zoom, 1)
-    write_whole(path, lambda temporary: image.imsave(temporary, sheet))
+    write_whole(path, lambda temporary: image.imsave(temporary, sheet, metadata={"Software": "jaxarch"}))
