@@ -133,6 +133,15 @@ def progress_bar(
         yield advance
 
 
+def is_log(path: Path) -> bool:
+    """Whether every complete line of a file is a row of `MetricsLog`; an empty file is a log."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        return path.stat().st_size == 0 or (bool(rows) and all(type(r["step"]) is int for r in rows))
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
 def read_history(path: Path, start: int) -> list[dict[str, Any]]:
     """The training rows of a log up to the step `start`; later rows are removed, since their steps are repeated."""
     if not path.exists():

@@ -16,7 +16,7 @@ from jaxarch.autodiff import AutogradMonitor
 from jaxarch.errors import CheckpointError, UsageError
 from jaxarch.state import merge
 from jaxarch.train import checkpoint
-from jaxarch.train.log import METRICS, MetricsLog, progress_bar
+from jaxarch.train.log import METRICS, MetricsLog, is_log, progress_bar
 from jaxarch.train.plan import Run, prepare
 from jaxarch.train.recipe import schedule_of
 from jaxarch.train.step import TrainState, TrainStep, make_eval_step, make_train_step
@@ -63,7 +63,8 @@ def fit(
     written to monitor.jsonl at every evaluation.
 
     Raises:
-        UsageError: an argument does not fit; `out` holds a run and `resume` is False.
+        UsageError: an argument does not fit; `out` holds a run and `resume` is False. A run that ended before
+            its first checkpoint is begun again.
         CheckpointError: there is no intact checkpoint to resume from, or one could not be written.
         DivergenceError: a loss was not finite; the state is not saved.
     """
@@ -71,8 +72,8 @@ def fit(
     folder = out / checkpoint.FOLDER
     if resume and not checkpoint.steps(folder):
         raise CheckpointError(f"{out}: no checkpoint to resume from; leave out --resume to begin")
-    if not resume and (folder.exists() or (out / METRICS).exists()):
-        raise UsageError(f"{out} holds a run already: continue it with --resume or choose another --out")
+    if not resume:
+        check_unused(out)
     run = prepare(name, variant=variant, settings=settings or {}, mesh=mesh, out=out, recipe=recipe)
     start, state, about = restore(run, out) if resume else (0, run.init(), {})
     last = run.recipe.steps if stop_at is None else min(stop_at, run.recipe.steps)
@@ -112,6 +113,20 @@ def fit(
         if not evaluate.metrics and step == start:  # a finished run that is resumed
             evaluate(step, state)
     return FitResult(out, log.history, evaluate.metrics, state, run)
+
+
+def check_unused(out: Path) -> None:
+    """Refuse a folder in which a new run would replace something; a log without a checkpoint is begun again.
+
+    Raises:
+        UsageError: it holds a run, or files with the names of a run's that are none.
+    """
+    if checkpoint.steps(out / checkpoint.FOLDER):
+        raise UsageError(f"{out} holds a run already: continue it with --resume or choose another --out")
+    if os.path.lexists(out / checkpoint.BEST):
+        raise UsageError(f"{out / checkpoint.BEST} exists and would be replaced: choose another --out")
+    if os.path.lexists(out / METRICS) and not is_log(out / METRICS):
+        raise UsageError(f"{out / METRICS} exists and is no log of training: choose another --out")
 
 
 def restore(run: Run, out: Path) -> tuple[int, TrainState, dict[str, Any]]:
