@@ -319,7 +319,7 @@ def report(runs: dict[str, Trained], classifier: Judge, sheets: Path) -> tuple[s
 
 
 def main() -> None:
-    """Write the page and its images from the finished runs, which must all exist; fail where a number is beyond its bound."""
+    """Write the page and its images, if all runs are finished; fail where a number is beyond its bound."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs"))

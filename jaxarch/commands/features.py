@@ -36,7 +36,8 @@ def draw_features(
         weights: a run of `jaxarch train`; random weights without it.
 
     Raises:
-        UsageError: `out` does not end in .png or is another image than an earlier call wrote, the model takes no image, or the extra viz is missing.
+        UsageError: `out` does not end in .png or is somebody else's file, the model takes no image, or the extra
+            viz is missing.
         DataError: the file is not a readable image.
     """
     if Path(out).suffix != ".png":
