@@ -13,6 +13,7 @@ from jaxarch.nn import init
 from jaxarch.nn.kernels.convolution import DIMENSIONS, convolve
 from jaxarch.nn.kernels.windows import span
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
+from jaxarch.nn.unbatched import unbatched
 
 Size = int | tuple[int, ...]
 
@@ -94,7 +95,8 @@ class Conv1d(_Conv):
     rank = 1
     LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 1, 0)}
 
-    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b u o"]:
+    @unbatched(2)
+    def __call__(self, x: Float[Array, "*b t i"]) -> Float[Array, "*b u o"]:
         return self._convolve(x)
 
 
@@ -104,7 +106,8 @@ class Conv2d(_Conv):
     rank = 2
     LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 3, 1, 0)}
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v o"]:
+    @unbatched(3)
+    def __call__(self, x: Float[Array, "*b h w i"]) -> Float[Array, "*b u v o"]:
         return self._convolve(x)
 
 
@@ -175,7 +178,8 @@ class ConvTranspose1d(_ConvTranspose):
     rank = 1
     LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 0, 1)}
 
-    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b u o"]:
+    @unbatched(2)
+    def __call__(self, x: Float[Array, "*b t i"]) -> Float[Array, "*b u o"]:
         return self._convolve(x)
 
 
@@ -185,7 +189,8 @@ class ConvTranspose2d(_ConvTranspose):
     rank = 2
     LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 3, 0, 1)}
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v o"]:
+    @unbatched(3)
+    def __call__(self, x: Float[Array, "*b h w i"]) -> Float[Array, "*b u v o"]:
         return self._convolve(x)
 
 

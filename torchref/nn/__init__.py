@@ -1,34 +1,6 @@
 """torch.nn's layers, and those of the catalog that torch lacks, under the names that `jaxarch.nn` uses."""
 
-from torch.nn import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
-    AvgPool1d,
-    AvgPool2d,
-    BatchNorm1d,
-    BatchNorm2d,
-    Conv1d,
-    Conv2d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    Dropout,
-    Dropout1d,
-    Dropout2d,
-    Embedding,
-    Flatten,
-    GroupNorm,
-    LayerNorm,
-    Linear,
-    MaxPool1d,
-    MaxPool2d,
-    Module,
-    ModuleDict,
-    ModuleList,
-    RMSNorm,
-    Sequential,
-)
+from torch.nn import *  # noqa: F403  torch's names first: the layers below replace some
 
 from torchref.nn.activation import ACTIVATIONS, Activation, Function, get_activation
 from torchref.nn.attention import (
@@ -48,7 +20,7 @@ from torchref.nn.efficient_attention import (
     ReformerAttention,
     chunked_attention,
 )
-from torchref.nn.generative import (
+from torchref.nn.generative import (  # type: ignore[assignment]
     LeakyReLU,
     PixelAttention,
     SpectralConv2d,
@@ -88,7 +60,7 @@ from torchref.nn.hub import (
 from torchref.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from torchref.nn.masks import length_mask, valid_steps
-from torchref.nn.packed import MultiheadAttention, TransformerEncoderLayer
+from torchref.nn.packed import MultiheadAttention, TransformerEncoderLayer  # type: ignore[assignment]
 from torchref.nn.position import (
     AdvancedPositionalEncoding,
     PositionalEncoding,
@@ -96,7 +68,7 @@ from torchref.nn.position import (
     check_length,
 )
 from torchref.nn.quantize import Quantized, VectorQuantizer
-from torchref.nn.rnn import GRU, LSTM, RNN
+from torchref.nn.rnn import GRU, LSTM, RNN  # type: ignore[assignment]
 from torchref.nn.self_attention import SelfAttention, SelfAttentionBlock
 from torchref.nn.sequence_pooling import Pooling
 from torchref.nn.style import (

@@ -1,0 +1,34 @@
+"""What torch.nn has and JAX cannot have, each with its reason."""
+
+# A module, or a module and `argument=value` of the constructor or the call.
+NO_MEANING: dict[str | tuple[str, str], str] = {}
+
+# Modules of which not every sample agrees yet: each line goes with the change that makes them agree.
+PENDING = {
+    # convolutions, pools, padding
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "MaxPool1d",
+    "MaxPool2d",
+    #
+    # normalisation, linear layers, activations
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Embedding",
+    "GroupNorm",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "RMSNorm",
+    #
+    # recurrent layers, attention
+    "GRU",
+    "LSTM",
+    "MultiheadAttention",
+    "RNN",
+    "TransformerEncoderLayer",
+}

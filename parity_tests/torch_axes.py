@@ -1,0 +1,74 @@
+"""Where torch's channels are, class by class: arrays of the classes named here have them last in JAX.
+
+A class without a line has the same axes in both packages.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Axes(NamedTuple):
+    """Which arrays of a class move their channels.
+
+    With `rank` spatial axes the channels are before them, with or without a batch axis in front. Without a rank
+    every floating array of two axes or more is (B, C, ...).
+    """
+
+    rank: int | None = None
+    outputs: bool = True
+
+    def channel_axis(self, value: np.ndarray) -> int | None:
+        """The axis of torch's array that is last in JAX; None where nothing moves."""
+        if self.rank is None:
+            return 1 if value.ndim > 1 and np.issubdtype(value.dtype, np.floating) else None
+        return {self.rank + 1: 0, self.rank + 2: 1}.get(value.ndim)
+
+    def to_jax(self, value: np.ndarray) -> np.ndarray:
+        """torch's array in JAX's axis order."""
+        axis = self.channel_axis(value)
+        return value if axis is None else np.moveaxis(value, axis, -1)
+
+    def to_torch(self, value: np.ndarray) -> np.ndarray:
+        """JAX's array in torch's axis order."""
+        axis = self.channel_axis(value)
+        return value if axis is None else np.moveaxis(value, -1, axis)
+
+
+SAME = Axes(rank=-9)
+CHANNELS = Axes()
+CLASSES = Axes(outputs=False)  # (B, classes, ...) -> a loss without that axis
+
+AXES: dict[str, Axes] = {
+    **{
+        f"{name}{rank}d": Axes(rank)
+        for rank in (1, 2, 3)
+        for name in (
+            "AdaptiveAvgPool",
+            "AdaptiveMaxPool",
+            "AvgPool",
+            "CircularPad",
+            "ConstantPad",
+            "Conv",
+            "ConvTranspose",
+            "FractionalMaxPool",
+            "InstanceNorm",
+            "LazyConv",
+            "LazyConvTranspose",
+            "LPPool",
+            "MaxPool",
+            "ReflectionPad",
+            "ReplicationPad",
+            "ZeroPad",
+        )
+    },
+    "BatchNorm1d": CHANNELS,
+    "BatchNorm2d": CHANNELS,
+    "BatchNorm3d": CHANNELS,
+    "CrossEntropyLoss": CLASSES,
+    "GroupNorm": CHANNELS,
+    "LocalResponseNorm": CHANNELS,
+    "NLLLoss": CLASSES,
+    "PReLU": CHANNELS,
+    "Softmax2d": Axes(2),
+}
