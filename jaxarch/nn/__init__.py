@@ -30,7 +30,6 @@ from jaxarch.nn.efficient_attention import (
     chunked_attention,
 )
 from jaxarch.nn.generative import (
-    LeakyReLU,
     PixelAttention,
     SpectralConv2d,
     SpectralLinear,
@@ -73,6 +72,32 @@ from jaxarch.nn.masks import length_mask, valid_steps
 from jaxarch.nn.module import Buffer, Module
 from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm, set_batch_groups
 from jaxarch.nn.packed import MultiheadAttention, TransformerEncoderLayer
+from jaxarch.nn.pointwise import (
+    CELU,
+    ELU,
+    GELU,
+    GLU,
+    SELU,
+    Hardshrink,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    LeakyReLU,
+    LogSigmoid,
+    Mish,
+    PReLU,
+    ReLU,
+    ReLU6,
+    RReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Softshrink,
+    Softsign,
+    Tanh,
+    Tanhshrink,
+    Threshold,
+)
 from jaxarch.nn.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -95,6 +120,7 @@ from jaxarch.nn.quantize import Quantized, VectorQuantizer
 from jaxarch.nn.rnn import GRU, LSTM, RNN
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
 from jaxarch.nn.sequence_pooling import Pooling
+from jaxarch.nn.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 from jaxarch.nn.style import (
     ConstantMap,
     EqualizedConv2d,

@@ -12,23 +12,12 @@ from jaxtyping import Array, Float, Num
 
 from jaxarch.errors import UsageError
 from jaxarch.nn import init
-from jaxarch.nn.activation import leaky_relu
 from jaxarch.nn.conv import check_channels
 from jaxarch.nn.kernels.convolution import convolve
 from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Buffer, Module, Perm, from_torch_layout, optional
 from jaxarch.nn.norm import GroupNorm
-
-
-class LeakyReLU(Module):
-    """max(x, slope * x). Any shape."""
-
-    def __init__(self, negative_slope: float):
-        self.negative_slope = negative_slope
-
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return leaky_relu(x, self.negative_slope)
 
 
 class ToImage(Module):

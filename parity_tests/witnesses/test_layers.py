@@ -96,11 +96,14 @@ def test_layer(layer):
 
 @pytest.mark.parametrize("activation", nn.ACTIVATIONS)
 def test_gradients_at_kinks(activation):
-    x = np.array([-3.0, -1.0, -0.0, 0.0, 1.0, 6.0, 7.0])
+    x = np.array([-1e3, -3.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 3.0, 6.0, 7.0, 20.0, 21.0, 1e3])
     theirs = torch.from_numpy(x).requires_grad_()
-    rnn.get_activation(activation)(theirs).sum().backward()
-    ours = jax.grad(lambda v: nn.get_activation(activation)(v).sum())(jnp.asarray(x))
-    np.testing.assert_allclose(ours, theirs.grad.numpy(), atol=1e-14)
+    expected = rnn.get_activation(activation)(theirs)
+    cotangent = np.random.default_rng(0).normal(size=expected.shape)
+    expected.backward(torch.from_numpy(cotangent))
+    actual, pullback = jax.vjp(nn.get_activation(activation), jnp.asarray(x))
+    np.testing.assert_allclose(actual, expected.detach().numpy(), atol=1e-14, rtol=1e-14)
+    np.testing.assert_allclose(pullback(jnp.asarray(cotangent))[0], theirs.grad.numpy(), atol=1e-14)
 
 
 def test_ties_go_to_the_first():

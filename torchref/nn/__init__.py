@@ -21,7 +21,6 @@ from torchref.nn.efficient_attention import (
     chunked_attention,
 )
 from torchref.nn.generative import (  # type: ignore[assignment]
-    LeakyReLU,
     PixelAttention,
     SpectralConv2d,
     SpectralLinear,

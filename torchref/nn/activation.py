@@ -28,6 +28,22 @@ ACTIVATIONS: dict[str, Function] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "identity": identity,
+    "celu": F.celu,
+    "selu": F.selu,
+    "glu": F.glu,
+    "mish": F.mish,
+    "logsigmoid": F.logsigmoid,
+    "tanhshrink": F.tanhshrink,
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "hardtanh": F.hardtanh,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "softmax": functools.partial(F.softmax, dim=-1),
+    "log_softmax": functools.partial(F.log_softmax, dim=-1),
+    "softmin": functools.partial(F.softmin, dim=-1),
 }
 
 

@@ -5,19 +5,7 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import Conv2d, GroupNorm, Linear, Module, ModuleList
-from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
-
-
-class LeakyReLU(Module):
-    """max(x, slope * x). Any shape."""
-
-    def __init__(self, negative_slope: float):
-        super().__init__()
-        self.negative_slope = negative_slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self.negative_slope)
 
 
 class ToImage(Module):

@@ -1,0 +1,287 @@
+"""Element-wise activations as layers under torch's names and defaults.
+
+Arrays are not modified: `inplace` is accepted for torch's sake and has no effect.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxarch.errors import DataError, UsageError, unknown
+from jaxarch.nn import activation as functions
+from jaxarch.nn.init import float_dtype
+from jaxarch.nn.module import Module
+
+
+class ReLU(Module):
+    """max(x, 0). Any shape."""
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.relu(x)
+
+
+class ReLU6(Module):
+    """min(max(x, 0), 6). Any shape."""
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.relu6(x)
+
+
+class LeakyReLU(Module):
+    """max(x, slope * x). Any shape."""
+
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False):
+        self.negative_slope, self.inplace = negative_slope, inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.leaky_relu(x, self.negative_slope)
+
+
+class ELU(Module):
+    """x above 0, else alpha * (exp(x) - 1). Any shape."""
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False):
+        self.alpha, self.inplace = alpha, inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.elu(x, self.alpha)
+
+
+class CELU(Module):
+    """x above 0, else alpha * (exp(x / alpha) - 1). Any shape."""
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False):
+        self.alpha, self.inplace = alpha, inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.celu(x, self.alpha)
+
+
+class SELU(Module):
+    """The self-normalising ELU. Any shape."""
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.selu(x)
+
+
+class GELU(Module):
+    """x * Phi(x), exact or by its "tanh" approximation. Any shape.
+
+    Raises:
+        UsageError: approximate is neither "none" nor "tanh".
+    """
+
+    def __init__(self, approximate: str = "none"):
+        if approximate not in ("none", "tanh"):
+            raise unknown("approximation", approximate, ("none", "tanh"))
+        self.approximate = approximate
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.gelu(x) if self.approximate == "none" else functions.gelu_tanh(x)
+
+
+class GLU(Module):
+    """a * sigmoid(b), a and b the halves of x along `dim`, which counts this array's axes: channels are -1.
+
+    Raises:
+        DataError: in the call, if that axis is odd.
+    """
+
+    def __init__(self, dim: int = -1):
+        self.dim = dim
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return functions.glu(x, self.dim)
+
+
+class SiLU(Module):
+    """x * sigmoid(x). Any shape."""
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.silu(x)
+
+
+class Mish(Module):
+    """x * tanh(softplus(x)). Any shape."""
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.mish(x)
+
+
+class Sigmoid(Module):
+    """1 / (1 + exp(-x)). Any shape."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.sigmoid(x)
+
+
+class LogSigmoid(Module):
+    """log(sigmoid(x)). Any shape."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.log_sigmoid(x)
+
+
+class Tanh(Module):
+    """tanh(x). Any shape."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.tanh(x)
+
+
+class Tanhshrink(Module):
+    """x - tanh(x). Any shape."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.tanhshrink(x)
+
+
+class Hardshrink(Module):
+    """x, but 0 from -lambd to lambd. Any shape."""
+
+    def __init__(self, lambd: float = 0.5):
+        self.lambd = lambd
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.hardshrink(x, self.lambd)
+
+
+class Softshrink(Module):
+    """x moved towards 0 by lambd; 0 from -lambd to lambd. Any shape.
+
+    Raises:
+        UsageError: lambd is negative.
+    """
+
+    def __init__(self, lambd: float = 0.5):
+        if lambd < 0:
+            raise UsageError(f"lambd must be at least 0, not {lambd}")
+        self.lambd = lambd
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.softshrink(x, self.lambd)
+
+
+class Hardtanh(Module):
+    """x limited to [min_val, max_val]. Any shape.
+
+    Raises:
+        UsageError: min_val is not below max_val.
+    """
+
+    def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False):
+        if min_val >= max_val:
+            raise UsageError(f"min_val {min_val} must be below max_val {max_val}")
+        self.min_val, self.max_val, self.inplace = min_val, max_val, inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.hardtanh(x, self.min_val, self.max_val)
+
+
+class Hardsigmoid(Module):
+    """x / 6 + 1 / 2 limited to [0, 1]. Any shape."""
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.hardsigmoid(x)
+
+
+class Hardswish(Module):
+    """x * hardsigmoid(x). Any shape."""
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.hardswish(x)
+
+
+class Softplus(Module):
+    """log(1 + exp(beta * x)) / beta; x itself where beta * x is above the threshold. Any shape."""
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0):
+        self.beta, self.threshold = beta, threshold
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.softplus(x, self.beta, self.threshold)
+
+
+class Softsign(Module):
+    """x / (1 + |x|). Any shape."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.softsign(x)
+
+
+class Threshold(Module):
+    """x above the threshold, else the value. Any shape."""
+
+    def __init__(self, threshold: float, value: float, inplace: bool = False):
+        self.threshold, self.value, self.inplace = threshold, value, inplace
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.threshold(x, self.threshold, self.value)
+
+
+class PReLU(Module):
+    """max(x, 0) + weight * min(x, 0), the slope learned (He et al. 2015): one, or one for each channel.
+
+    With several slopes the channels are the last axis; torch's are axis 1. Any shape.
+
+    Raises:
+        DataError: in the call, another number of channels than slopes.
+    """
+
+    def __init__(self, num_parameters: int = 1, init: float = 0.25, *, rngs: nnx.Rngs | None = None):
+        self.num_parameters = num_parameters
+        self.weight = nnx.Param(jnp.full(num_parameters, init, float_dtype()))
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        channels = x.shape[-1] if x.ndim > 1 else 1
+        if self.num_parameters not in (1, channels):
+            raise DataError(
+                f"x of shape {x.shape} has {channels} channels, the layer {self.num_parameters} slopes"
+            )
+        weight = self.weight[...] if self.num_parameters > 1 else self.weight[...].reshape(())
+        return jnp.where(x > 0, x, weight.astype(x.dtype) * x)
+
+
+class RReLU(Module):
+    """x above 0, else x times a slope drawn from U(lower, upper) for each element (Xu et al. 2015). Any shape.
+
+    In eval mode the slope is (lower + upper) / 2.
+
+    Raises:
+        UsageError: lower is above upper.
+    """
+
+    def __init__(self, lower: float = 1 / 8, upper: float = 1 / 3, inplace: bool = False, *, rngs: nnx.Rngs):
+        if lower > upper:
+            raise UsageError(f"lower {lower} must not be above upper {upper}")
+        self.lower, self.upper, self.inplace = lower, upper, inplace
+        self.deterministic = False
+        self.rngs = rngs.dropout.fork()
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        if self.deterministic:
+            return functions.leaky_relu(x, (self.lower + self.upper) / 2)
+        slopes = jax.random.uniform(self.rngs(), x.shape, x.dtype, self.lower, self.upper)
+        return jnp.where(x > 0, x, slopes * x)
