@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
 PACKAGES = ("jaxarch", reference.PACKAGE)
+SUFFIX = ".toml"
 
 
 @functools.cache
@@ -39,13 +41,22 @@ def list_models(family: str | None = None) -> tuple[str, ...]:
     return tuple(n for n in names if family is None or page(n).family == family)
 
 
-@functools.cache
 def page(name: str) -> Page:
-    """The page of an architecture.
+    """The page of an architecture: of the catalog by its name, a user's own by the path of its file.
 
     Raises:
         UsageError: there is none of that name (near matches are given), or the page is malformed.
     """
+    if not name.endswith(SUFFIX):
+        return _own_page(name)
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"{name}: no such page; a model of the catalog is named without {SUFFIX}")
+    return read_page(path.resolve(), outside=True)
+
+
+@functools.cache
+def _own_page(name: str) -> Page:
     if name not in (names := sorted(p.stem for p in _folder().glob("*.toml"))):
         raise unknown("model", name, names)
     return read_page(_folder() / f"{name}.toml")
@@ -77,12 +88,33 @@ def model_class(name: str, package: str = "jaxarch") -> type:
     Raises:
         UsageError: unknown name or package, or torch is not installed.
     """
-    cls = page(name).cls
+    entry = page(name)
+    cls = entry.cls
     if package not in PACKAGES:
         raise unknown("package", package, PACKAGES)
+    if name.endswith(SUFFIX):
+        return _imported(entry, cls if package == "jaxarch" else entry.reference)
     if package == reference.PACKAGE:
         return getattr(reference.load(f"models.{name}", f"the PyTorch model {name}"), cls)
     return getattr(importlib.import_module(f"jaxarch.models.{name}"), cls)
+
+
+def _imported(entry: Page, place: str) -> type:
+    """The class that a page outside the package names by its import path; the page's folder is searched first."""
+    if not place:
+        raise UsageError(f"{entry.name} has no reference in torch: add reference = 'package.module:Class'")
+    module, _, name = place.partition(":")
+    folder = str(Path(entry.name).parent)
+    sys.path.insert(0, folder)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as e:
+        raise UsageError(f"{entry.name}: {module} cannot be imported: {e}; put it beside the page") from None
+    finally:
+        sys.path.remove(folder)
+    if not isinstance(found, type):
+        raise UsageError(f"{entry.name}: {module} has no class {name!r}")
+    return found
 
 
 def default_variant(name: str) -> str:
@@ -156,20 +188,25 @@ def create_model(
 
 def config_class(cls: type) -> type | None:
     """The frozen dataclass a constructor takes as `config`, if it takes one."""
-    annotation = inspect.get_annotations(vars(cls)["__init__"], eval_str=True).get("config")
+    annotation = inspect.get_annotations(_constructor(cls), eval_str=True).get("config")
     return annotation if dataclasses.is_dataclass(annotation) else None  # type: ignore[return-value]
 
 
 def _parameters(cls: type) -> dict[str, Any]:
     """Argument name -> default, of the constructor, with the fields of its config dataclass in place of it."""
     config = config_class(cls)
-    direct = inspect.signature(vars(cls)["__init__"]).parameters
+    direct = inspect.signature(_constructor(cls)).parameters
     parameters = {**(inspect.signature(config).parameters if config else {}), **direct}
     return {
         k: p.default
         for k, p in parameters.items()
         if k not in ("self", "rngs", "config" if config else "self")
     }
+
+
+def _constructor(cls: type) -> Any:
+    """The `__init__` of a class, its own where it has one."""
+    return vars(cls).get("__init__", cls.__init__)  # type: ignore[misc]
 
 
 class ModelFactory:

@@ -12,6 +12,8 @@ from jaxarch.errors import UsageError, unknown
 FAMILIES = ("transformer", "sequence", "vision", "generative", "graph")
 # Whose state_dict keys a model has: its own, or those of a library's public checkpoints.
 NAMES = ("own", "torchvision", "huggingface", "diffusers", "pyg")
+# What a page outside the package need not say.
+OUTSIDE: Mapping[str, Any] = {"family": FAMILIES[0], "paper": "", "names": "own", "inputs": {}}
 
 Built = TypeVar("Built")
 
@@ -112,6 +114,9 @@ class Page:
     """One architecture: what its page says, checked.
 
     Attributes:
+        name: the file's name; of a page outside the package, its path.
+        cls: the class; on a page outside the package `package.module:Class`.
+        reference: the class in torch, on a page outside the package.
         names: whose state_dict keys it has, one of NAMES.
         variants: variant -> arguments of the class.
         outputs: the kind of its outputs, one of KINDS.
@@ -127,6 +132,7 @@ class Page:
     names: str
     variants: Mapping[str, Mapping[str, Any]]
     inputs: Mapping[str, Input]
+    reference: str = ""
     outputs: str = "features"
     sizes: Mapping[str, Mapping[str, tuple[int | str, ...]]] = field(default_factory=dict)
     train: Recipe | None = None
@@ -185,20 +191,29 @@ def build(cls: type[Built], data: Mapping[str, Any], where: str) -> Built:
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
-def read_page(path: Path) -> Page:
+def read_page(path: Path, *, outside: bool = False) -> Page:
     """Read and check one page.
 
     A variant may say `extends = "other"` and then lists only what differs.
 
+    Args:
+        outside: the page is a user's own: its class has an import path, family and paper may be left out.
+
     Raises:
         UsageError: the file is not TOML, a key is unknown or missing, or a value is not one of those allowed.
     """
-    name, where = path.stem, f"configs/{path.name}"
+    name, where = (str(path), str(path)) if outside else (path.stem, f"configs/{path.name}")
     try:
         data = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{where} is not TOML: {e}") from None
     data = {("cls" if k == "class" else k): v for k, v in data.items()}
+    if outside:
+        data = {**OUTSIDE, **data}
+        for key in ("cls", "reference"):
+            if data.get(key, "a:b").count(":") != 1:
+                word = "class" if key == "cls" else key
+                raise UsageError(f"{where}: write {word} = 'package.module:Class', not {data[key]!r}")
     if data.get("family") not in FAMILIES:
         raise unknown(f"family in {where}", data.get("family"), FAMILIES)
     if data.get("names", "own") not in NAMES:
