@@ -112,8 +112,8 @@ def build_torch(sample: Sample, mode: str) -> torch.nn.Module:
 
 def build_jax(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Our class of the same name with the same arguments; random keys only where it asks for them."""
-    cls, axes = getattr(nn, name), AXES.get(name, SAME)
-    args, kwargs = _for_jax((args, kwargs), axes)
+    cls = getattr(nn, name)
+    args, kwargs = _for_jax((args, kwargs), SAME)
     kwargs = {k: v for k, v in kwargs.items() if k not in PLACEMENT}
     rngs = inspect.signature(cls.__init__).parameters.get("rngs")
     if rngs is not None and rngs.default is inspect.Parameter.empty:

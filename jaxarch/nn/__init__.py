@@ -1,7 +1,7 @@
 """Layers with torch's names, defaults, initialisers and statistics.
 
-Only this package knows how the frameworks differ. Images are (B, H, W, C) and signals (B, T, C) here,
-(B, C, H, W) and (B, C, T) in torch.
+Only this package knows how the frameworks differ. Signals are (B, T, C), images (B, H, W, C) and volumes
+(B, D, H, W, C) here; in torch the channels come before the spatial axes.
 """
 
 from jaxarch.versions import check_versions
@@ -21,7 +21,8 @@ from jaxarch.nn.bert import BertConfig, BertModel
 from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from jaxarch.nn.blocks1d import Conv1DBlock, ParallelConv1d, ResidualBlock1d
 from jaxarch.nn.containers import ModuleDict, ModuleList, Sequential
-from jaxarch.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
+from jaxarch.nn.conv import Conv1d, Conv2d, Conv3d
+from jaxarch.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts, record_masks
 from jaxarch.nn.efficient_attention import (
     LinformerAttention,
@@ -72,6 +73,23 @@ from jaxarch.nn.masks import length_mask, valid_steps
 from jaxarch.nn.module import Buffer, Module
 from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm, set_batch_groups
 from jaxarch.nn.packed import MultiheadAttention, TransformerEncoderLayer
+from jaxarch.nn.padding import (
+    CircularPad1d,
+    CircularPad2d,
+    CircularPad3d,
+    ConstantPad1d,
+    ConstantPad2d,
+    ConstantPad3d,
+    ReflectionPad1d,
+    ReflectionPad2d,
+    ReflectionPad3d,
+    ReplicationPad1d,
+    ReplicationPad2d,
+    ReplicationPad3d,
+    ZeroPad1d,
+    ZeroPad2d,
+    ZeroPad3d,
+)
 from jaxarch.nn.pointwise import (
     CELU,
     ELU,

@@ -1,21 +1,24 @@
-"""Convolutions with torch's arguments, channels last: signals (B, T, C), images (B, H, W, C)."""
+"""Convolutions with torch's arguments, channels last: signals (B, T, C), images (B, H, W, C), volumes (B, D, H, W, C).
+
+The batch is optional.
+"""
 
 import math
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxarch.errors import DataError, UsageError
+from jaxarch.errors import DataError, UsageError, unknown
 from jaxarch.nn import init
-from jaxarch.nn.kernels.convolution import DIMENSIONS, convolve
+from jaxarch.nn.kernels.convolution import convolve
 from jaxarch.nn.kernels.windows import span
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
+from jaxarch.nn.padding import pad
 from jaxarch.nn.unbatched import unbatched
 
 Size = int | tuple[int, ...]
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def per_axis(value: Size, rank: int, what: str) -> tuple[int, ...]:
@@ -45,15 +48,18 @@ class _Conv(Module):
         dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         rngs: nnx.Rngs,
     ):
+        if padding_mode not in PADDING_MODES:
+            raise unknown("padding_mode", padding_mode, PADDING_MODES)
         check_groups(in_channels, out_channels, groups)
         self.in_channels, self.groups = in_channels, groups
         self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size")
         self.stride = per_axis(stride, self.rank, "stride")
         self.dilation = per_axis(dilation, self.rank, "dilation")
-        self.padding = self._pads(padding)
+        self.padding, self.padding_mode = self._pads(padding), padding_mode
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         bound = 1 / math.sqrt(math.prod(shape[1:]))
         weight = init.torch_default(rngs.params(), shape)
@@ -75,12 +81,15 @@ class _Conv(Module):
 
     def _convolve(self, x: Float[Array, "b *space i"]) -> Float[Array, "b *positions o"]:
         check_channels(x, self.in_channels)
-        for n, k, d, pads in zip(x.shape[1:], self.kernel_size, self.dilation, self.padding, strict=False):
-            if n + sum(pads) < span(k, d):
+        pads = self.padding
+        if self.padding_mode != "zeros":
+            x, pads = pad(x, pads, self.padding_mode), ((0, 0),) * self.rank
+        for n, k, d, ends in zip(x.shape[1:], self.kernel_size, self.dilation, pads, strict=False):
+            if n + sum(ends) < span(k, d):
                 raise DataError(
-                    f"an axis of {n} padded to {n + sum(pads)} is smaller than the kernel's {span(k, d)}"
+                    f"an axis of {n} padded to {n + sum(ends)} is smaller than the kernel's {span(k, d)}"
                 )
-        y = convolve(x, self.weight[...], self.stride, self.padding, self.dilation, self.groups)
+        y = convolve(x, self.weight[...], self.stride, pads, self.dilation, self.groups)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -88,16 +97,16 @@ class Conv1d(_Conv):
     """torch.nn.Conv1d. (B, T, in_channels) -> (B, T', out_channels).
 
     Raises:
-        UsageError: groups that do not divide the channels, an unknown padding.
-        DataError: in the call, another number of channels, or a padded input smaller than the kernel.
+        UsageError: groups that do not divide the channels, an unknown padding or padding_mode.
+        DataError: in the call, another number of axes or channels, or a padded input smaller than the kernel.
     """
 
     rank = 1
     LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 1, 0)}
 
     @unbatched(2)
-    def __call__(self, x: Float[Array, "*b t i"]) -> Float[Array, "*b u o"]:
-        return self._convolve(x)
+    def __call__(self, input: Float[Array, "*b t i"]) -> Float[Array, "*b u o"]:
+        return self._convolve(input)
 
 
 class Conv2d(_Conv):
@@ -107,91 +116,19 @@ class Conv2d(_Conv):
     LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 3, 1, 0)}
 
     @unbatched(3)
-    def __call__(self, x: Float[Array, "*b h w i"]) -> Float[Array, "*b u v o"]:
-        return self._convolve(x)
+    def __call__(self, input: Float[Array, "*b h w i"]) -> Float[Array, "*b u v o"]:
+        return self._convolve(input)
 
 
-class _ConvTranspose(Module):
-    """The gradient of a convolution; torch's weight is (in, out / groups, *kernel)."""
+class Conv3d(_Conv):
+    """torch.nn.Conv3d. (B, D, H, W, in_channels) -> (B, D', H', W', out_channels). Errors: `Conv1d`."""
 
-    rank: ClassVar[int]
+    rank = 3
+    LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 3, 4, 1, 0)}
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        output_padding: Size = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Size = 1,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        check_groups(in_channels, out_channels, groups)
-        self.in_channels, self.groups = in_channels, groups
-        self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size")
-        self.stride = per_axis(stride, self.rank, "stride")
-        self.padding = per_axis(padding, self.rank, "padding")
-        self.output_padding = per_axis(output_padding, self.rank, "output_padding")
-        self.dilation = per_axis(dilation, self.rank, "dilation")
-        for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
-            if extra >= max(s, d):
-                raise UsageError(f"output_padding {extra} must be smaller than stride {s} or dilation {d}")
-        shape = (in_channels, out_channels // groups, *self.kernel_size)
-        bound = 1 / math.sqrt(math.prod(shape[1:]))
-        weight = init.torch_default(rngs.params(), shape)
-        self.weight = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight"]))
-        self.bias = optional(init.uniform(bound)(rngs.params(), (out_channels,)) if bias else None)
-
-    def _convolve(self, x: Float[Array, "b *space i"]) -> Float[Array, "b *positions o"]:
-        check_channels(x, self.in_channels)
-        spatial = tuple(range(self.rank))
-        # Stored (*kernel, in, out / groups). JAX wants (*kernel, in / groups, out), groups outermost in out.
-        weight = jnp.flip(self.weight[...], spatial)
-        group_out = weight.shape[-1]
-        weight = weight.reshape(*self.kernel_size, self.groups, self.in_channels // self.groups, group_out)
-        weight = jnp.moveaxis(weight, self.rank, -2)
-        weight = weight.reshape(*self.kernel_size, self.in_channels // self.groups, self.groups * group_out)
-        before = [
-            span(k, d) - 1 - p for k, d, p in zip(self.kernel_size, self.dilation, self.padding, strict=True)
-        ]
-        pads = [(b, b + extra) for b, extra in zip(before, self.output_padding, strict=True)]
-        y = jax.lax.conv_general_dilated(
-            x,
-            weight,
-            (1,) * self.rank,
-            pads,
-            lhs_dilation=self.stride,
-            rhs_dilation=self.dilation,
-            feature_group_count=self.groups,
-            dimension_numbers=DIMENSIONS[self.rank],
-        )
-        return y if self.bias is None else y + self.bias[...]
-
-
-class ConvTranspose1d(_ConvTranspose):
-    """torch.nn.ConvTranspose1d. (B, T, in_channels) -> (B, T', out_channels). Errors: `Conv1d`."""
-
-    rank = 1
-    LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 0, 1)}
-
-    @unbatched(2)
-    def __call__(self, x: Float[Array, "*b t i"]) -> Float[Array, "*b u o"]:
-        return self._convolve(x)
-
-
-class ConvTranspose2d(_ConvTranspose):
-    """torch.nn.ConvTranspose2d. (B, H, W, in_channels) -> (B, H', W', out_channels). Errors: `Conv1d`."""
-
-    rank = 2
-    LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (2, 3, 0, 1)}
-
-    @unbatched(3)
-    def __call__(self, x: Float[Array, "*b h w i"]) -> Float[Array, "*b u v o"]:
-        return self._convolve(x)
+    @unbatched(4)
+    def __call__(self, input: Float[Array, "*b d h w i"]) -> Float[Array, "*b s u v o"]:
+        return self._convolve(input)
 
 
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:

@@ -15,7 +15,7 @@ from comparison import JaxCall, TorchCall
 from jaxarch import nn
 from jaxarch.errors import JaxarchError
 from jaxarch.nn import attention as attention_module
-from jaxarch.nn import conv, linear, pool, position, rnn
+from jaxarch.nn import conv_transpose, linear, pool, position, rnn
 from jaxarch.nn import norm as norm_module
 from jaxarch.optim import clip_by_global_norm
 from jaxarch.optim.optimizer import with_standard_promotion
@@ -232,11 +232,14 @@ MUTANTS = {
     "SAME padding": ("conv", with_attribute(nn.Conv2d, padding=((0, 1), (0, 1)))),
     "no dilation": ("conv groups", with_attribute(nn.Conv2d, dilation=(1, 1), padding=((1, 1), (1, 1)))),
     "conv kernel transposed": ("conv groups", entry(nn.Conv2d.LAYOUT, "weight", (3, 2, 1, 0))),
-    "transposed kernel not flipped": ("up", wrapped(conv.jnp, "flip", lambda f: lambda x, axes=None: x)),
+    "transposed kernel not flipped": (
+        "up",
+        wrapped(conv_transpose.jnp, "flip", lambda f: lambda x, axes=None: x),
+    ),
     "output padding on the left": (
         "up",
         wrapped(
-            conv.jax.lax,
+            conv_transpose.jax.lax,
             "conv_general_dilated",
             lambda f: lambda x, w, s, pads, **k: f(x, w, s, [(b, a) for a, b in pads], **k),
         ),

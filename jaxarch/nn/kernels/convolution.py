@@ -21,7 +21,7 @@ from jaxarch.nn.kernels.convolution_cpu import Rule
 from jaxarch.nn.kernels.switches import is_enabled
 from jaxarch.nn.kernels.windows import Axes, Window, positions
 
-DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
+DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
 def convolve(
@@ -50,8 +50,9 @@ def convolve(
         for n, k, s, pads, d in zip(x.shape[1:-1], kernel.shape, *window[:3], strict=False)
     )
     static: dict[str, Any] = {"window": window, "shape": (len(x), *counts, kernel.shape[-1])}
-    # Within shard_map only JAX's own convolution knows which devices its gradients are summed over.
-    if not is_enabled("convolution") or jax.sharding.get_abstract_mesh().manual_axes:
+    # Within shard_map only JAX's own convolution knows which devices its gradients are summed over; volumes have
+    # no kernel of their own.
+    if x.ndim > 4 or not is_enabled("convolution") or jax.sharding.get_abstract_mesh().manual_axes:
         return plain_output(x, kernel, **static)
     return _output.bind(x, kernel, **static)
 
