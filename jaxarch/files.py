@@ -1,12 +1,18 @@
-"""Files that are written whole or not at all.
+"""Files and folders that are written whole or not at all.
 
-A file is written under a temporary name in the same folder and renamed when complete.
+Each is written under a private temporary name beside its target, `.NAME.HOST.PID.tmp`, synchronised to the disk and
+renamed when complete. Only its owner removes it, or the next writer of that target once its owner is dead.
 """
 
 import contextlib
+import errno
+import fcntl
+import itertools
 import os
-import tempfile
-from collections.abc import Callable
+import re
+import shutil
+import socket
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,12 @@ MARK_BYTES = 1 << 14
 # The mark of a PNG and of an HTML page.
 PNG_MARK, HTML_MARK = b"Software\0jaxarch", b'<meta name="generator" content="jaxarch">'
 
+_HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:64] or "localhost"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[\w-]+)\.(?P<pid>\d+)(-\d+)?\.tmp(\.\w+)?", re.DOTALL)
+_count = itertools.count()
+# Temporary names in use by this process: a process number is used again after a reboot or in another container.
+_own: set[Path] = set()
+
 
 def write_whole(path: Path, write: Callable[[str], Any]) -> None:
     """Call `write` with a temporary name in the same folder, then move the result to `path`.
@@ -25,22 +37,10 @@ def write_whole(path: Path, write: Callable[[str], Any]) -> None:
         ConversionError: the file could not be written; `path` is unchanged and no temporary file is left.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-    except OSError as e:
-        raise ConversionError(f"{path} could not be written: {first_line(e)}") from None
-    try:
-        write(temporary)
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            write(str(temporary))
     except (OSError, RuntimeError) as e:
         raise ConversionError(f"{path} could not be written: {first_line(e)}") from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,6 +50,120 @@ def write_text(path: Path, text: str) -> None:
         ConversionError: as `write_whole`.
     """
     write_whole(path, lambda temporary: Path(temporary).write_text(text))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A private name beside `path`; what the block makes there, file or folder, replaces `path` when it ends.
+
+    After an error nothing is left of it, and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = private_name(path)
+    try:
+        yield temporary
+        move(temporary, path)
+    finally:
+        discard(temporary)
+
+
+def private_name(path: Path, keep: Collection[Path] = ()) -> Path:
+    """A temporary name beside `path` that belongs to this process until `discard`.
+
+    It ends as `path` does, for writers that choose a format by the suffix. Leftovers of dead processes for the same
+    target are removed, except those in `keep`.
+    """
+    _recover(path)
+    for leftover in leftovers(path):
+        if leftover not in keep:
+            remove(leftover)
+    suffix = path.suffix if re.fullmatch(r"\.\w+", path.suffix) else ""
+    temporary = path.with_name(f".{path.name[:128]}.{_HOST}.{os.getpid()}-{next(_count)}.tmp{suffix}")
+    _own.add(temporary.absolute())
+    return temporary
+
+
+def discard(temporary: Path) -> None:
+    """Remove what is left under a private name, and give the name back."""
+    remove(temporary)
+    _own.discard(temporary.absolute())
+
+
+def leftovers(path: Path) -> list[Path]:
+    """The temporary files and folders of `path` whose owners, processes of this machine, are dead."""
+    names = [(p, _TEMPORARY.fullmatch(p.name)) for p in path.parent.glob(".*.tmp*")]
+    return [
+        p
+        for p, found in names
+        if found and found["name"] == path.name[:128] and found["host"] == _HOST
+        if p.absolute() not in _own and not (_is_alive(pid := int(found["pid"])) and pid != os.getpid())
+    ]
+
+
+def move(temporary: Path, path: Path) -> None:
+    """Synchronise a file or folder to the disk and let it take the place of `path`."""
+    sync(temporary)
+    if path.is_dir() and not path.is_symlink():
+        old = _aside(path)
+        path.rename(old)
+        try:
+            temporary.rename(path)
+        finally:
+            _recover(path)
+    else:
+        os.replace(temporary, path)
+    _sync_one(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Synchronise a file, or a folder and everything below it, to the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync_one(Path(folder, name))
+        _sync_one(Path(folder))
+    if path.is_file():
+        _sync_one(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on writing `path`, which ends with the process at the latest.
+
+    Raises:
+        ConversionError: another process, or another thread of this one, is writing `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.with_name(f".{path.name[:128]}.lock")
+    while True:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            owner = os.pread(handle, 100, 0).decode(errors="replace") or "another process"
+            os.close(handle)
+            if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ConversionError(f"{path} is being written by {owner}: wait for it") from None
+            raise
+        if _is_same(handle, name):
+            break
+        os.close(handle)  # its owner has removed it between our opening and locking it
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {_HOST}".encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            name.unlink()
+        os.close(handle)
 
 
 def check_replaceable(path: str | os.PathLike, mark: bytes) -> None:
@@ -82,7 +196,40 @@ def first_line(error: Exception) -> str:
     return message.splitlines()[0] if message else type(error).__name__
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _aside(path: Path) -> Path:
+    """Where a folder goes while another takes its place, which is not one step."""
+    return path.with_name(f".{path.name[:128]}.old")
+
+
+def _recover(path: Path) -> None:
+    """Put back a folder that was moved aside for one that did not come, or remove it if that one came."""
+    if (old := _aside(path)).exists():
+        if path.exists():
+            remove(old)
+        else:
+            old.rename(path)
+
+
+def _is_same(handle: int, name: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), name.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,105 +1,133 @@
-"""Weight files: safetensors and torch.
-
-No file is trusted: torch files are read with `weights_only`, safetensors headers are checked by that
-library before anything is allocated.
-"""
+"""Weight files by the kind that their names say: readers, writers, and whole dictionaries of arrays."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors needs
 import numpy as np
-import safetensors
-from safetensors import numpy as safe
 
-from jaxarch.arrays import as_numpy, as_tensor
-from jaxarch.errors import ConversionError, require_torch
-from jaxarch.files import first_line, write_whole
+from jaxarch.convert.manifest import read_manifest
+from jaxarch.convert.safetensors_file import INDEX, SafetensorsReader, safetensors_places
+from jaxarch.convert.shards import JoinedReader, VerifiedReader, shards_of
+from jaxarch.convert.store import StoreWriter
+from jaxarch.convert.tensors import TensorInfo, TensorReader, TensorWriter
+from jaxarch.convert.torch_file import TorchReader, TorchWriter
+from jaxarch.errors import ConversionError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-WRAPPERS = ("state_dict", "model_state_dict")
+# What a folder is read from: the first of these that it has.
+ENTRIES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors, .pt, .pth or .bin file by name, bit for bit.
+    """The tensors of a weight file by name, bit for bit.
 
     Raises:
         ConversionError: the file is missing, damaged, of an unknown kind, or holds something else than a
             flat state_dict of tensors.
         UsageError: a torch file without torch installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConversionError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        try:
-            return safe.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as e:
-            raise ConversionError(f"{path} is not a readable safetensors file: {first_line(e)}") from None
-    if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path)
-    raise _unknown_suffix(path)
+    with open_tensors(path) as reader:
+        return {name: reader.read(name) for name in reader.infos}
 
 
-def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors to a .safetensors, .pt, .pth or .bin file; the file appears whole or not at all.
+def write_tensors(
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write tensors to a weight file; the file appears whole or not at all.
+
+    Args:
+        metadata: texts that safetensors keeps beside the tensors.
+        shard_bytes: the most bytes of one file; larger weights become several files with an index.
 
     Raises:
         ConversionError: unknown kind of file, or the file could not be written.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        plain = {k: np.asarray(v, order="C") for k, v in tensors.items()}
-        write_whole(path, lambda temporary: _save(plain, temporary))
-    elif path.suffix in TORCH_SUFFIXES:
-        torch = require_torch(f"writing {path.name}")
-        content = {k: as_tensor(v) for k, v in tensors.items()}
-        write_whole(path, lambda temporary: torch.save(content, temporary))
-    else:
-        raise _unknown_suffix(path)
+    infos = {k: TensorInfo.of(v) for k, v in tensors.items()}
+    with create_tensors(path, infos, metadata, shard_bytes=shard_bytes) as writer:
+        for name, value in tensors.items():
+            writer.write(name, value)
+        writer.finish()
 
 
-def load_torch_file(path: Path, kind: str = "weight") -> Any:
-    """What torch has saved in a file, on the CPU; `kind` of file is for the error message.
+def open_tensors(path: str | os.PathLike) -> TensorReader:
+    """A reader of a weight file, of the index of its shards, or of a folder with either.
+
+    What has a manifest beside it is compared with it.
 
     Raises:
-        ConversionError: the file is damaged, or loading it would run code from it.
-        UsageError: torch is not installed.
+        ConversionError: as `read_tensors`.
+        UsageError: a torch file without torch installed.
     """
-    import pickle
+    path = Path(path)
+    if path.is_dir():
+        entries = [path / name for name in ENTRIES if (path / name).is_file()]
+        if not entries:
+            raise ConversionError(f"{path} holds no weights; known: {', '.join(ENTRIES)}")
+        path = entries[0]
+    if not path.is_file():
+        raise ConversionError(f"{path}: no such file")
+    reader = _joined(path) if path.name.endswith(INDEX) else _single(path)
+    manifest = read_manifest(path)
+    return reader if manifest is None else VerifiedReader(reader, manifest, path)
 
-    torch = require_torch(f"reading {path.name}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
-        # torch's own text recommends weights_only=False, which would run code from the file.
-        has_reason = isinstance(e, (RuntimeError, OSError))
-        reason = first_line(e) if has_reason else "it is damaged or holds more than tensors"
-        raise ConversionError(f"{path} is not a readable torch {kind} file: {reason}") from None
+
+def create_tensors(
+    path: str | os.PathLike,
+    infos: Mapping[str, TensorInfo],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    shard_bytes: int | None = None,
+    fingerprint: str | None = None,
+) -> TensorWriter:
+    """A writer of a weight file for tensors that are known by dtype and shape.
+
+    Args:
+        infos: what will be written.
+        metadata, shard_bytes: as `write_tensors`.
+        fingerprint: names the content, down to the bytes; a write of it that was killed is continued.
+
+    Raises:
+        ConversionError: unknown kind of file, no room for it, or another process is writing it.
+        UsageError: a torch file without torch installed.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        places = safetensors_places(path.name, infos, metadata or {}, shard_bytes=shard_bytes)
+        return StoreWriter(path, infos, places, fingerprint=fingerprint)
+    if path.suffix in TORCH_SUFFIXES:
+        return TorchWriter(path, infos)
+    raise _unknown_suffix(path)
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    torch = require_torch(f"reading {path.name}")
-    content = load_torch_file(path)
-    if isinstance(content, Mapping):
-        for wrapper in WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                content = content[wrapper]
-    if not isinstance(content, Mapping):
-        raise ConversionError(f"{path} holds a {type(content).__name__}, not a state_dict")
-    if others := [k for k, v in content.items() if not isinstance(v, torch.Tensor)]:
-        raise ConversionError(f"{path}: {others[0]!r} is not a tensor; save model.state_dict() alone")
-    return {k: as_numpy(v) for k, v in content.items()}
+def _single(path: Path) -> TensorReader:
+    if path.suffix == ".safetensors":
+        return SafetensorsReader(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return TorchReader(path)
+    raise _unknown_suffix(path)
+
+
+def _joined(index: Path) -> TensorReader:
+    """The shards of an index, which must agree with it."""
+    readers = []
+    for shard, listed in sorted(shards_of(index).items()):
+        if not (index.parent / shard).is_file():
+            raise ConversionError(f"{index.parent / shard}: no such file")
+        readers.append(_single(index.parent / shard))
+        if differing := sorted(listed ^ set(readers[-1].infos)):
+            raise ConversionError(f"{index.parent / shard} and {index.name} disagree about {differing[0]}")
+    return JoinedReader(readers)
 
 
 def _unknown_suffix(path: Path) -> ConversionError:
     return ConversionError(f"{path}: unknown kind of file; known: .safetensors, {', '.join(TORCH_SUFFIXES)}")
-
-
-def _save(tensors: Mapping[str, np.ndarray], path: str) -> None:
-    try:
-        safe.save_file(dict(tensors), path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as e:  # how that library reports a full disk
-        raise OSError(first_line(e)) from None

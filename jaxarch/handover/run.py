@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxarch.convert.files import load_torch_file, read_tensors, write_tensors
+from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.layout import Row, layout
 from jaxarch.convert.state_dict import from_torch, to_torch
+from jaxarch.convert.torch_file import load_torch_file
 from jaxarch.errors import ConversionError, UsageError, require_torch
 from jaxarch.files import write_whole
 from jaxarch.handover.optimizer import (

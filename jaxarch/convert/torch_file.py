@@ -1,0 +1,121 @@
+"""Files of torch: the tensors of a state_dict, read by slices from the mapped file; nothing in a file is run."""
+
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from jaxarch.arrays import SUB_BYTE, as_numpy, as_tensor
+from jaxarch.convert.tensors import Index, TensorInfo, full_index
+from jaxarch.errors import ConversionError, require_torch
+from jaxarch.files import first_line, write_whole
+
+WRAPPERS = ("state_dict", "model_state_dict")
+
+
+class TorchReader:
+    """A `TensorReader` of one file.
+
+    Raises:
+        ConversionError: the file is damaged, or holds something else than a flat state_dict of tensors.
+        UsageError: torch is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: Mapping[str, str] = {}
+        self._tensors = _state_dict(path)
+        self.infos: Mapping[str, TensorInfo] = {k: _info(v) for k, v in self._tensors.items()}
+
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        """A tensor, or a part of it."""
+        tensor, index = self._tensors[name], full_index(index, self.infos[name].shape)
+        if self.infos[name].numpy in SUB_BYTE:
+            return np.array(as_numpy(tensor)[index], order="C")
+        return np.array(as_numpy(tensor[index]), order="C")
+
+    def close(self) -> None:
+        """Release the mapping."""
+        self._tensors = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class TorchWriter:
+    """A `TensorWriter` that holds all tensors until it writes them."""
+
+    def __init__(self, path: Path, infos: Mapping[str, TensorInfo]) -> None:
+        self._torch = require_torch(f"writing {path.name}")
+        self.path, self.infos = path, infos
+        self._parts: dict[str, list[np.ndarray]] = {k: [] for k in infos}
+
+    def write(self, name: str, value: np.ndarray) -> None:
+        """Append a tensor, or the next part of it in C order."""
+        self._parts[name].append(value)
+
+    def finish(self) -> None:
+        """Write the file."""
+        content = {}
+        for name, parts in self._parts.items():
+            if sum(p.size for p in parts) != math.prod(self.infos[name].shape) or not parts:
+                raise ConversionError(f"{self.path}: {name!r} was not written")
+            whole = parts[0] if len(parts) == 1 else np.concatenate([p.reshape(-1) for p in parts])
+            content[name] = as_tensor(whole.reshape(self.infos[name].shape))
+        write_whole(self.path, lambda temporary: self._torch.save(content, temporary))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._parts = {}
+
+
+def load_torch_file(path: Path, kind: str = "weight", *, mmap: bool = False) -> Any:
+    """What torch has saved in a file, on the CPU; `kind` of file is for the error message.
+
+    Args:
+        mmap: map the file instead of reading it; a file of torch before 1.6 is read all the same.
+
+    Raises:
+        ConversionError: the file is damaged, or loading it would run code from it.
+        UsageError: torch is not installed.
+    """
+    torch = require_torch(f"reading {path.name}")
+    try:
+        mmap = mmap and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+        # torch's own text recommends weights_only=False, which would run code from the file.
+        has_reason = isinstance(e, (RuntimeError, OSError))
+        reason = first_line(e) if has_reason else "it is damaged or holds more than tensors"
+        raise ConversionError(f"{path} is not a readable torch {kind} file: {reason}") from None
+
+
+def _info(tensor: Any) -> TensorInfo:
+    """What a tensor is, from an empty part of it."""
+    info = TensorInfo.of(as_numpy(tensor[(slice(0, 0),) * tensor.ndim]))
+    if info.numpy in SUB_BYTE:
+        return TensorInfo.of(as_numpy(tensor))
+    return info._replace(shape=tuple(tensor.shape))
+
+
+def _state_dict(path: Path) -> dict[str, Any]:
+    torch = require_torch(f"reading {path.name}")
+    content = load_torch_file(path, mmap=True)
+    if isinstance(content, Mapping):
+        for wrapper in WRAPPERS:
+            if isinstance(content.get(wrapper), Mapping):
+                content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"{path} holds a {type(content).__name__}, not a state_dict")
+    if others := [k for k, v in content.items() if not isinstance(v, torch.Tensor)]:
+        raise ConversionError(f"{path}: {others[0]!r} is not a tensor; save model.state_dict() alone")
+    return dict(content)
