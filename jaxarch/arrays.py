@@ -47,6 +47,8 @@ def as_numpy(value: Any) -> np.ndarray:
     """
     if type(value).__module__.split(".")[0] != "torch":
         return np.asarray(value)
+    if str(value.layout) != "torch.strided" or value.is_quantized or value.is_nested or value.is_meta:
+        raise TypeError("a sparse, quantized, nested or meta tensor: save a plain dense one")
     value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
     name = str(value.dtype).removeprefix("torch.")
     if name == FLOAT4_PAIRS:

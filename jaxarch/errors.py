@@ -45,6 +45,20 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     return [k for k in sorted(known, key=closeness, reverse=True) if closeness(k)[0] >= 0.5][:n]
 
 
+def listed(problems: Iterable[str], limit: int = 20) -> str:
+    """Problems joined to one line: the first `limit`, then how many more; what does not print is escaped."""
+    problems = list(problems)
+    more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
+    return "; ".join(printable(p) for p in problems[:limit]) + more
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """A text from a file for an error's line: at most `limit` characters, control characters escaped."""
+    line = str(text)
+    line = line if len(line) <= limit else f"{line[: limit - 12]}... ({len(line):,} characters)"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
 def unknown(what: str, name: object, known: Iterable[object], more: Iterable[str] = ()) -> UsageError:
     """An error for a name that is not among the `known` ones; suggests the nearest, of `more` unlisted ones too."""
     names = [str(k) for k in known]

@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jaxarch.errors import ConversionError, UsageError
 
@@ -188,6 +189,25 @@ def check_replaceable(path: str | os.PathLike, mark: bytes) -> None:
     except OSError as e:
         raise UsageError(f"{path} cannot be written: {first_line(e)}") from None
     raise UsageError(f"{path} exists and was not written by this command: choose another name")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe or a device, which may never end, is not opened.
+
+    Raises:
+        ConversionError: there is none, it is something else, or it may not be read.
+    """
+    try:
+        # A pipe without a writer would block until there is one.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ConversionError(f"{path}: no such file") from None
+    except (OSError, ValueError) as e:
+        raise ConversionError(f"{path} could not be opened: {first_line(e)}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ConversionError(f"{path} is not a regular file")
+    return os.fdopen(handle, "rb", buffering=0)
 
 
 def first_line(error: Exception) -> str:

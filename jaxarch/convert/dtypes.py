@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from jaxarch.arrays import FLOAT4, SUB_BYTE, unpack
-from jaxarch.errors import ConversionError
+from jaxarch.arrays import CARRIED, FLOAT4, SUB_BYTE, unpack
+from jaxarch.errors import ConversionError, printable
 
 SAFETENSORS: Mapping[str, np.dtype] = {
     name: np.dtype(dtype)
@@ -39,7 +39,9 @@ SAFETENSORS: Mapping[str, np.dtype] = {
         "C64": np.complex64,
     }.items()
 }
-_NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
+# Further ones that other formats hold, under names of this package.
+DTYPES: Mapping[str, np.dtype] = {**SAFETENSORS, "C128": np.dtype(np.complex128), **CARRIED}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def safetensors_dtype(name: str) -> np.dtype:
@@ -53,15 +55,26 @@ def safetensors_dtype(name: str) -> np.dtype:
     return SAFETENSORS[name]
 
 
+def dtype_name(dtype: np.dtype) -> str:
+    """The name of a numpy dtype, that of safetensors where it has one.
+
+    Raises:
+        ConversionError: no format holds it.
+    """
+    if dtype not in _NAMES:
+        raise ConversionError(f"numbers of dtype {printable(dtype)} cannot be stored")
+    return _NAMES[dtype]
+
+
 def safetensors_name(dtype: np.dtype) -> str:
     """The name of a numpy dtype in safetensors.
 
     Raises:
         ConversionError: safetensors has no such dtype.
     """
-    if dtype not in _NAMES:
-        raise ConversionError(f"safetensors has no dtype {dtype.names[0] if dtype.names else dtype}")
-    return _NAMES[dtype]
+    if (name := dtype_name(dtype)) not in SAFETENSORS:
+        raise ConversionError(f"safetensors has no dtype {name}")
+    return name
 
 
 def stored_bytes(dtype: np.dtype, count: int) -> int:

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxarch import state
 from jaxarch.arrays import as_numpy
 from jaxarch.convert.layout import Row, layout, to_jax_layout, to_torch_layout
-from jaxarch.errors import ConversionError, nearest
+from jaxarch.convert.strict import differences, mismatch
+from jaxarch.files import first_line
 
 
 def load_state_dict(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
@@ -54,40 +55,32 @@ def from_torch(
     """
     rows = [r for r in rows if r.path in like]
     names = {r.torch for r in rows}
-    check_names(names, [k for k in tensors if not _is_flax_counter(k, names)])
-    mismatches, values = [], {}
+    problems = differences(names, [k for k in tensors if not _is_flax_counter(k, names)])
+    values = {}
     for row in rows:
-        value, target = to_jax_layout(as_numpy(tensors[row.torch]), row.perm), like[row.path]
+        if row.torch not in tensors:
+            continue
+        try:
+            value, target = to_jax_layout(as_numpy(tensors[row.torch]), row.perm), like[row.path]
+        except (TypeError, ValueError) as error:
+            problems.append(f"{row.torch}: {first_line(error)}")
+            continue
         if value.shape != target.shape:
             expected = to_torch_layout(np.empty(target.shape, bool), row.perm).shape
-            mismatches.append(
+            problems.append(
                 f"{row.torch} has shape {tuple(tensors[row.torch].shape)}, the model needs {expected}"
             )
         elif _kind_of(value.dtype) != _kind_of(target.dtype):
-            mismatches.append(f"{row.torch} is {value.dtype}, the model needs {target.dtype}")
+            remedy = ": multiply its block scales first" if _is_quantized(value.dtype) else ""
+            problems.append(f"{row.torch} is {value.dtype}, the model needs {target.dtype}{remedy}")
+        elif keep_dtype:
+            values[row.path] = value
         else:
-            values[row.path] = value if keep_dtype else _cast(row.torch, value, target.dtype)
-    if mismatches:
-        raise ConversionError("; ".join(mismatches))
+            values[row.path], problem = _cast(row.torch, value, target.dtype)
+            problems += problem
+    if problems:
+        raise mismatch(problems)
     return values
-
-
-def check_names(expected: Iterable[str], actual: Iterable[str]) -> None:
-    """Compare the names of tensors.
-
-    Raises:
-        ConversionError: they differ; missing and unexpected ones are given, with the nearest of the others.
-    """
-    expected, actual = set(expected), set(actual)
-    missing, unexpected = sorted(expected - actual), sorted(actual - expected)
-    if not missing and not unexpected:
-        return
-    parts = []
-    if missing:
-        parts.append(f"missing: {', '.join(_with_nearest(k, unexpected) for k in missing)}")
-    if unexpected:
-        parts.append(f"unexpected: {', '.join(_with_nearest(k, expected) for k in unexpected)}")
-    raise ConversionError("the keys differ; " + "; ".join(parts))
 
 
 def _is_flax_counter(key: str, names: set[str]) -> bool:
@@ -96,24 +89,31 @@ def _is_flax_counter(key: str, names: set[str]) -> bool:
     return leaf == "num_batches_tracked" and f"{owner}.running_mean" in names and key not in names
 
 
-def _with_nearest(key: str, others: Iterable[str]) -> str:
-    near = nearest(key, others, n=1)
-    return f"{key} (nearest: {near[0]})" if near else key
+def _is_quantized(dtype: np.dtype) -> bool:
+    """Whether numbers of a dtype mean nothing without the scale of their block."""
+    return dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.floating)
 
 
 def _kind_of(dtype: np.dtype) -> str:
-    """floating, integer or bool; the name of any other dtype."""
+    """floating, integer or bool; the name of any other dtype, and of one that needs scales."""
+    if _is_quantized(dtype):
+        return str(dtype)
     for name, kind in (("floating", jnp.floating), ("integer", jnp.integer), ("bool", jnp.bool_)):
         if jnp.issubdtype(dtype, kind):
             return name
     return str(dtype)
 
 
-def _cast(key: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    cast = value.astype(dtype)
-    if _kind_of(dtype) == "integer" and not np.array_equal(cast, value):
-        raise ConversionError(f"{key} holds integers that do not fit {dtype}")
-    return cast
+def _cast(key: str, value: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, list[str]]:
+    """An array in another dtype of its kind, and what is lost by that: integers and floats that do not fit."""
+    if value.dtype == dtype:
+        return value, []
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = value.astype(dtype)
+    if _kind_of(dtype) == "integer":
+        return cast, [] if np.array_equal(cast, value) else [f"{key} holds integers that do not fit {dtype}"]
+    lost = np.isinf(cast) & np.isfinite(value) if _kind_of(dtype) == "floating" else np.False_
+    return cast, [f"{key} holds numbers that do not fit {dtype}"] if lost.any() else []
 
 
 def _torch_integers(value: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from flax import nnx
 
 from jaxarch.arrays import as_numpy, as_tensor
 from jaxarch.convert.layout import Row, layout
-from jaxarch.convert.state_dict import check_names, from_torch, to_torch
+from jaxarch.convert.state_dict import from_torch, to_torch
+from jaxarch.convert.strict import check_names
 from jaxarch.errors import ConversionError, require_torch
 from jaxarch.optim import hyper_parameters
 from jaxarch.optim.optimizer import GroupState

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxarch.convert.files import read_tensors, write_tensors
-from jaxarch.convert.state_dict import check_names
+from jaxarch.convert.strict import check_names
 from jaxarch.errors import ConversionError, UsageError, unknown
 from jaxarch.files import write_text
 from jaxarch.nn import Conv1D, Dropout, Linear, Module
