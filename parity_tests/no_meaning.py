@@ -15,16 +15,6 @@ PENDING = {
     "MaxPool1d",
     "MaxPool2d",
     #
-    # normalisation, linear layers, activations
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "Embedding",
-    "GroupNorm",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "RMSNorm",
-    #
     # recurrent layers, attention
     "GRU",
     "LSTM",

@@ -30,6 +30,7 @@ from jaxarch.nn.efficient_attention import (
     ReformerAttention,
     chunked_attention,
 )
+from jaxarch.nn.embedding import Embedding, EmbeddingBag, check_ids
 from jaxarch.nn.generative import (
     PixelAttention,
     SpectralConv2d,
@@ -63,15 +64,25 @@ from jaxarch.nn.hub import (
     token_loss,
 )
 from jaxarch.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
+from jaxarch.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.kernels.lstm_cudnn import cudnn_lstm
 from jaxarch.nn.kernels.segments import segment_max, segment_mean, segment_softmax, segment_sum
 from jaxarch.nn.kernels.switches import use_kernel
-from jaxarch.nn.linear import Embedding, Linear, check_ids
+from jaxarch.nn.linear import Bilinear, Identity, Linear
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from jaxarch.nn.masks import length_mask, valid_steps
 from jaxarch.nn.module import Buffer, Module
-from jaxarch.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm, set_batch_groups
+from jaxarch.nn.norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    LayerNorm,
+    RMSNorm,
+    SyncBatchNorm,
+    set_batch_groups,
+)
 from jaxarch.nn.packed import MultiheadAttention, TransformerEncoderLayer
 from jaxarch.nn.padding import (
     CircularPad1d,
@@ -135,6 +146,7 @@ from jaxarch.nn.position import (
     check_length,
 )
 from jaxarch.nn.quantize import Quantized, VectorQuantizer
+from jaxarch.nn.response_norm import LocalResponseNorm
 from jaxarch.nn.rnn import GRU, LSTM, RNN
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
 from jaxarch.nn.sequence_pooling import Pooling

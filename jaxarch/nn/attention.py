@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxarch.errors import DataError, UsageError, unknown
 from jaxarch.nn import init
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.embedding import Embedding
 from jaxarch.nn.kernels.attention import block_attention, exact_attention, fused_attention, pattern
 from jaxarch.nn.kernels.switches import is_enabled
-from jaxarch.nn.linear import Embedding, Linear
+from jaxarch.nn.linear import Linear
 from jaxarch.nn.masks import expand_mask
 from jaxarch.nn.module import Module
 from jaxarch.nn.position import RotaryEmbedding

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.containers import ModuleList
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.embedding import Embedding
 from jaxarch.nn.hub import attend, check_same_shape, draw_normal, hub_activation
-from jaxarch.nn.linear import Embedding, Linear
+from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Module
 from jaxarch.nn.norm import LayerNorm
 from jaxarch.nn.position import check_length

@@ -18,10 +18,11 @@ from jaxarch.errors import DataError, UsageError, unknown
 from jaxarch.nn import init
 from jaxarch.nn.activation import leaky_relu
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.embedding import check_ids
 from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.kernels.edge_sums import weighted_sum
 from jaxarch.nn.kernels.segments import SEGMENTS, rows, segment_exp, segment_max, segment_mean, segment_sum
-from jaxarch.nn.linear import Linear, check_ids
+from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Module, optional
 
 

@@ -15,9 +15,9 @@ from jaxarch.nn import init
 from jaxarch.nn.activation import ACTIVATIONS, Function
 from jaxarch.nn.attention import Cache
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.embedding import Embedding, check_ids
 from jaxarch.nn.kernels.attention import exact_attention, pattern
 from jaxarch.nn.kernels.dtypes import accumulation_dtype
-from jaxarch.nn.linear import Embedding, check_ids
 from jaxarch.nn.masks import expand_mask
 from jaxarch.nn.module import Module
 

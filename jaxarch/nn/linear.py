@@ -1,13 +1,11 @@
-"""Linear and Embedding with torch's names, initialisers and checks."""
+"""Linear and bilinear layers with torch's names and initialisers."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError
 from jaxarch.nn import init
@@ -18,6 +16,9 @@ class Linear(Module):
     """y = x W + b with torch.nn.Linear's names and initialiser; the weight is stored (in, out).
 
     (..., in_features) -> (..., out_features).
+
+    Raises:
+        DataError: in the call, another number of features.
     """
 
     LAYOUT: ClassVar[dict[str, Perm]] = {"weight": (1, 0)}
@@ -29,51 +30,56 @@ class Linear(Module):
         bound = 1 / math.sqrt(in_features)
         self.bias = optional(init.uniform(bound)(rngs.params(), (out_features,)) if bias else None)
 
-    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = x @ self.weight[...]
+    def __call__(self, input: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        if input.shape[-1] != self.in_features:
+            raise DataError(
+                f"input of shape {input.shape} has not the {self.in_features} features of the layer"
+            )
+        y = input @ self.weight[...]
         return y if self.bias is None else y + self.bias[...]
 
 
-class Embedding(Module):
-    """A table of vectors, N(0, 1) at first; the row `padding_idx` starts at zero and gets no gradient.
+class Bilinear(Module):
+    """y_k = x1 W_k x2 + b_k; the weight is (out_features, in1_features, in2_features), as in torch.
 
-    ids (...,) in [0, num_embeddings) -> (..., embedding_dim).
+    (..., in1_features), (..., in2_features) -> (..., out_features).
+
+    Raises:
+        DataError: in the call, another number of features, or leading axes that differ.
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *, rngs: nnx.Rngs
+        self,
+        in1_features: int,
+        in2_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rngs: nnx.Rngs,
     ):
-        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
-            raise DataError(f"padding_idx {padding_idx} is not a row of a table of {num_embeddings}")
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
-        weight = init.normal(1.0)(rngs.params(), (num_embeddings, embedding_dim))
-        if self.padding_idx is not None:
-            weight = weight.at[self.padding_idx].set(0)
-        self.weight = nnx.Param(weight)
+        self.in1_features, self.in2_features, self.out_features = in1_features, in2_features, out_features
+        draw = init.uniform(1 / math.sqrt(in1_features))
+        self.weight = nnx.Param(draw(rngs.params(), (out_features, in1_features, in2_features)))
+        self.bias = optional(draw(rngs.params(), (out_features,)) if bias else None)
 
-    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
-        check_ids(ids, self.num_embeddings)
-        weight = self.weight[...]
-        if self.padding_idx is not None:
-            # torch uses the row's value but gives it no gradient.
-            row = weight[self.padding_idx]
-            weight = weight.at[self.padding_idx].set(jax.lax.stop_gradient(row))
-        # An id out of range gives NaN under jit: it is never clamped or wrapped in silence.
-        return weight.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    def __call__(
+        self, input1: Float[Array, "*batch i"], input2: Float[Array, "*batch j"]
+    ) -> Float[Array, "*batch o"]:
+        sizes = (*input1.shape[:-1], self.in1_features), (*input1.shape[:-1], self.in2_features)
+        if (input1.shape, input2.shape) != sizes:
+            raise DataError(
+                f"Bilinear takes (..., {self.in1_features}) and (..., {self.in2_features}), "
+                f"not {input1.shape} and {input2.shape}"
+            )
+        y = jnp.einsum("...i,oij,...j->...o", input1, self.weight[...], input2)
+        return y if self.bias is None else y + self.bias[...]
 
 
-def check_ids(ids: Int[Array, "..."], size: int, what: str = "id") -> None:
-    """Refuse ids outside [0, size), as torch does. Under jit values are unknown and nothing is checked.
+class Identity(Module):
+    """Its input, whatever it is; any arguments of the constructor are ignored, as torch's are."""
 
-    Raises:
-        DataError: naming the first id out of range and the size; ids that are not integers, under jit too.
-    """
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise DataError(f"every {what} must be an integer, not {ids.dtype}")
-    if isinstance(ids, jax.core.Tracer) or ids.size == 0:
-        return
-    values = np.asarray(ids)
-    bad = values[(values < 0) | (values >= size)]
-    if bad.size:
-        raise DataError(f"{what} {bad[0]} is out of range: it must be in [0, {size})")
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __call__(self, input: Any) -> Any:
+        return input

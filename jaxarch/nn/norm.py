@@ -1,8 +1,9 @@
 """Normalisation with torch's statistics: biased variance to normalise, unbiased running variance."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxarch.errors import DataError, UsageError
+from jaxarch.nn.conv import check_channels
 from jaxarch.nn.init import float_dtype
 from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.module import Module, optional
@@ -21,7 +23,13 @@ class BatchNorm(Module):
     (..., C) -> (..., C). In train mode running = (1 - momentum) * running + momentum * batch, with the
     unbiased batch variance; `momentum=None` is torch's cumulative average. Statistics stay float32 or wider.
     They are the whole batch's, on however many devices it is sharded; see `set_batch_groups`.
+
+    Raises:
+        UsageError: eps is not positive.
+        DataError: in the call, another number of axes or channels; in train mode, one value per channel.
     """
+
+    axes: ClassVar[tuple[int, ...]]
 
     def __init__(
         self,
@@ -31,12 +39,15 @@ class BatchNorm(Module):
         affine: bool = True,
         track_running_stats: bool = True,
         *,
-        rngs: nnx.Rngs,
+        bias: bool = True,
+        rngs: nnx.Rngs | None = None,
     ):
+        if eps <= 0:
+            raise UsageError(f"eps must be positive, not {eps}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.use_running_average, self.frozen, self.groups = False, False, 1
         self.weight = optional(jnp.ones(num_features, float_dtype()) if affine else None)
-        self.bias = optional(jnp.zeros(num_features, float_dtype()) if affine else None)
+        self.bias = optional(jnp.zeros(num_features, float_dtype()) if affine and bias else None)
         self.track_running_stats = track_running_stats
         if track_running_stats:
             self.running_mean = nnx.BatchStat(jnp.zeros(num_features, float_dtype()))
@@ -48,6 +59,9 @@ class BatchNorm(Module):
         self.frozen = frozen
 
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        if x.ndim not in self.axes:
+            raise DataError(f"{type(self).__name__} takes {self.axes} axes, not x of shape {x.shape}")
+        check_channels(x, self.num_features)
         upcast = x.astype(accumulation_dtype(x.dtype))
         if self.track_running_stats and (self.use_running_average or self.frozen):
             mean, var = (s[...].astype(upcast.dtype) for s in (self.running_mean, self.running_var))
@@ -84,9 +98,11 @@ class BatchNorm(Module):
 
     def _remember(self, mean: Float[Array, " c"], var: Float[Array, " c"], n: int) -> None:
         count = self.num_batches_tracked[...] + 1
+        self.num_batches_tracked[...] = count
+        if not n:
+            return  # an empty batch has no statistics
         k = self.momentum if self.momentum is not None else 1 / count.astype(self.running_mean.dtype)
         unbiased = var * (n / (n - 1))
-        self.num_batches_tracked[...] = count
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             running[...] = (1 - k) * running[...] + k * jax.lax.stop_gradient(new).astype(running.dtype)
 
@@ -144,25 +160,76 @@ def set_batch_groups(model: nnx.Module, groups: int) -> None:
 class BatchNorm1d(BatchNorm):
     """(B, C) or (B, T, C)."""
 
+    axes = (2, 3)
+
 
 class BatchNorm2d(BatchNorm):
     """(B, H, W, C)."""
+
+    axes = (4,)
+
+
+class BatchNorm3d(BatchNorm):
+    """(B, D, H, W, C)."""
+
+    axes = (5,)
+
+
+class SyncBatchNorm(BatchNorm):
+    """(B, ..., C), by the statistics of the whole batch on however many devices: every batch norm here is that.
+
+    Under a sharded jit a mean over the batch is one over all devices, so that `process_group` has nothing to say and
+    must be None; `set_batch_groups` gives each device its own statistics.
+
+    Raises:
+        UsageError: a process group.
+    """
+
+    axes = (2, 3, 4, 5)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: object | None = None,
+        *,
+        bias: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ):
+        if process_group is not None:
+            raise UsageError("SyncBatchNorm has the whole mesh's statistics: leave process_group at None")
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias=bias)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nnx.Module, process_group: object | None = None) -> nnx.Module:
+        """The module itself, each of its batch norms taking the statistics of the whole batch."""
+        for _, norm in nnx.iter_graph(module):
+            if isinstance(norm, BatchNorm):
+                norm.groups = 1
+        return module
 
 
 class LayerNorm(Module):
     """torch's LayerNorm over the last axes (Ba et al. 2016, arXiv:1607.06450).
 
-    (..., *normalized_shape) -> the same. Statistics are float32 or wider.
+    (..., *normalized_shape) -> the same. Statistics are float32 or wider. `normalized_shape` counts this array's
+    axes: whole images are (H, W, C), and so are the weight and the bias, which are stored in that order.
+
+    Raises:
+        DataError: in the call, x does not end in normalized_shape.
     """
 
     def __init__(
         self,
-        normalized_shape: int | tuple[int, ...],
+        normalized_shape: int | Sequence[int],
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
     ):
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.normalized_shape, self.eps = shape, eps
@@ -170,6 +237,7 @@ class LayerNorm(Module):
         self.bias = optional(jnp.zeros(shape, float_dtype()) if elementwise_affine and bias else None)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        check_ending(x, self.normalized_shape)
         y = standardize(x, tuple(range(-len(self.normalized_shape), 0)), self.eps)
         return apply_affine(y, self.weight, self.bias)
 
@@ -179,19 +247,28 @@ class GroupNorm(Module):
 
     Raises:
         UsageError: the groups do not divide the channels.
+        DataError: in the call, another number of channels.
     """
 
     def __init__(
-        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, *, rngs: nnx.Rngs
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        bias: bool = True,
+        rngs: nnx.Rngs | None = None,
     ):
         if num_channels % num_groups:
             raise UsageError(f"num_groups {num_groups} does not divide num_channels {num_channels}")
-        self.num_groups, self.eps = num_groups, eps
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self.weight = optional(jnp.ones(num_channels, float_dtype()) if affine else None)
-        self.bias = optional(jnp.zeros(num_channels, float_dtype()) if affine else None)
+        self.bias = optional(jnp.zeros(num_channels, float_dtype()) if affine and bias else None)
 
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
-        grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
+        check_channels(x, self.num_channels)
+        grouped = x.reshape(*x.shape[:-1], self.num_groups, self.num_channels // self.num_groups)
         axes = (*range(1, x.ndim - 1), x.ndim)
         return apply_affine(standardize(grouped, axes, self.eps).reshape(x.shape), self.weight, self.bias)
 
@@ -199,27 +276,38 @@ class GroupNorm(Module):
 class RMSNorm(Module):
     """torch's RMSNorm over the last axes (Zhang and Sennrich 2019, arXiv:1910.07467).
 
-    (..., *normalized_shape) -> the same. eps=None is the input dtype's machine epsilon, as in torch.
+    (..., *normalized_shape) -> the same. `normalized_shape` counts as `LayerNorm`'s. eps=None is the machine epsilon
+    of the dtype that the mean is computed in, float32 or wider, as in torch.
+
+    Raises:
+        DataError: in the call, x does not end in normalized_shape.
     """
 
     def __init__(
         self,
-        normalized_shape: int | tuple[int, ...],
+        normalized_shape: int | Sequence[int],
         eps: float | None = None,
         elementwise_affine: bool = True,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
     ):
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.normalized_shape, self.eps = shape, eps
         self.weight = optional(jnp.ones(shape, float_dtype()) if elementwise_affine else None)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        check_ending(x, self.normalized_shape)
         upcast = x.astype(accumulation_dtype(x.dtype))
-        eps = float(jnp.finfo(x.dtype).eps) if self.eps is None else self.eps
+        eps = float(jnp.finfo(upcast.dtype).eps) if self.eps is None else self.eps
         axes = tuple(range(-len(self.normalized_shape), 0))
         y = upcast * jax.lax.rsqrt(jnp.square(upcast).mean(axes, keepdims=True) + eps)
         return apply_affine(y.astype(x.dtype), self.weight, None)
+
+
+def check_ending(x: Float[Array, "*shape"], shape: tuple[int, ...]) -> None:
+    """Raise a DataError unless the last axes of x have this shape."""
+    if x.shape[max(x.ndim - len(shape), 0) :] != shape:
+        raise DataError(f"x of shape {x.shape} does not end in normalized_shape {shape}")
 
 
 def standardize(x: Float[Array, "*shape"], axes: tuple[int, ...], eps: float) -> Float[Array, "*shape"]:

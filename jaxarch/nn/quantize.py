@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn import init
-from jaxarch.nn.linear import check_ids
+from jaxarch.nn.embedding import check_ids
 from jaxarch.nn.module import Buffer, Module
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxarch.errors import UsageError
 from jaxarch.nn.activation import Function
 from jaxarch.nn.containers import ModuleList
+from jaxarch.nn.embedding import Embedding
 from jaxarch.nn.init import initialized
-from jaxarch.nn.linear import Embedding, Linear
+from jaxarch.nn.linear import Linear
 from jaxarch.nn.masks import valid_steps
 from jaxarch.nn.module import Module
 from jaxarch.nn.position import PositionalEncoding

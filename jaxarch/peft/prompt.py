@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxarch.errors import UsageError, unknown
 from jaxarch.nn import LSTM, Activation, Dropout, Embedding, Linear, Module, Sequential, normal_parameter
-from jaxarch.nn.linear import check_ids
+from jaxarch.nn.embedding import check_ids
 from jaxarch.peft.lora import adapted, freeze, put, thaw
 from jaxarch.state import join
 
