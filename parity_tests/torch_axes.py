@@ -67,6 +67,7 @@ AXES: dict[str, Axes] = {
     "BatchNorm3d": CHANNELS,
     "CrossEntropyLoss": CLASSES,
     "GroupNorm": CHANNELS,
+    "LinearCrossEntropyLoss": CLASSES,
     "LocalResponseNorm": CHANNELS,
     "NLLLoss": CLASSES,
     "PReLU": CHANNELS,

@@ -1,7 +1,9 @@
 """PyTorch's own samples of its modules, each run in torch and in JAX: `torch.testing._internal.common_modules`."""
 
 import contextlib
+import dataclasses
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -25,6 +27,8 @@ from torch_axes import AXES, SAME, Axes
 
 MODES = ("eval", "train")
 INFOS = {info.name.removeprefix("nn."): info for info in module_db}
+# Inputs of which torch has no derivative, by their path in the call.
+CONSTANT = {"SoftMarginLoss": ("0.1",)}
 # Arguments of torch's constructors that say where and how wide arrays are: JAX's defaults are global.
 PLACEMENT = ("device", "dtype")
 
@@ -131,6 +135,8 @@ def _argument(value: Any, axes: Axes) -> Any:
         return jnp.asarray(axes.to_jax(as_numpy(value)))
     if isinstance(value, torch.nn.Module):
         return build_jax(type(value).__name__, *vars(value)["built_with"])
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return getattr(nn, type(value).__name__)(**dataclasses.asdict(value))
     if callable(value) and not isinstance(value, type):
         return getattr(getattr(nn, "functional", nn), value.__name__, None) or nn.get_activation(
             value.__name__
@@ -145,7 +151,11 @@ def _is_none(value: Any) -> bool:
 def in_torch(sample: Sample, theirs: torch.nn.Module) -> tuple[Result, Arrays]:
     """torch's result, and the cotangents by output."""
     given = jax.tree.map(_fresh, (sample.inputs, sample.named_inputs), is_leaf=_is_none)
-    outputs = leaves(theirs(*given[0], **given[1]))
+    for path in CONSTANT.get(sample.module, ()):
+        leaves(given)[path].requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch advises its users is not compared
+        outputs = leaves(theirs(*given[0], **given[1]))
     rng = np.random.default_rng(1)
     cotangents = {k: rng.normal(size=v.shape) for k, v in outputs.items() if is_float(v)}
     inputs = {k: v for k, v in leaves(given).items() if isinstance(v, torch.Tensor) and v.requires_grad}
@@ -195,6 +205,7 @@ def in_jax(sample: Sample, ours: Any, cotangents: Arrays) -> Result:
     d_params, d_inputs = pullback({k: jnp.asarray(last.to_jax(v)) for k, v in cotangents.items()})
     by_index = dict(zip(floats, d_inputs, strict=True))
     inputs = leaves(tree.unflatten([by_index.get(i) for i in range(len(values))]))
+    inputs = {k: v for k, v in inputs.items() if k not in CONSTANT.get(sample.module, ())}
     rows = layout(ours)
     return Result(
         {k: last.to_torch(v) for k, v in arrays(outputs).items()},

@@ -23,6 +23,7 @@ from jaxarch.nn.blocks1d import Conv1DBlock, ParallelConv1d, ResidualBlock1d
 from jaxarch.nn.containers import ModuleDict, ModuleList, Sequential
 from jaxarch.nn.conv import Conv1d, Conv2d, Conv3d
 from jaxarch.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from jaxarch.nn.distance import CosineSimilarity, PairwiseDistance
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts, record_masks
 from jaxarch.nn.efficient_attention import (
     LinformerAttention,
@@ -70,6 +71,32 @@ from jaxarch.nn.kernels.lstm_cudnn import cudnn_lstm
 from jaxarch.nn.kernels.segments import segment_max, segment_mean, segment_softmax, segment_sum
 from jaxarch.nn.kernels.switches import use_kernel
 from jaxarch.nn.linear import Bilinear, Identity, Linear
+from jaxarch.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CosineEmbeddingLoss,
+    CrossEntropyLoss,
+    CTCLoss,
+    GaussianNLLLoss,
+    HingeEmbeddingLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    LinearCrossEntropyLoss,
+    LinearCrossEntropyOptions,
+    MarginRankingLoss,
+    MSELoss,
+    MultiLabelMarginLoss,
+    MultiLabelSoftMarginLoss,
+    MultiMarginLoss,
+    NLLLoss,
+    NLLLoss2d,
+    PoissonNLLLoss,
+    SmoothL1Loss,
+    SoftMarginLoss,
+    TripletMarginLoss,
+    TripletMarginWithDistanceLoss,
+)
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from jaxarch.nn.masks import length_mask, valid_steps
 from jaxarch.nn.module import Buffer, Module
