@@ -134,7 +134,7 @@ def arguments(name: str, variant: str, overrides: Mapping[str, Any] | None = Non
     entry = page(name)
     if variant not in entry.variants:
         raise unknown(f"variant of {name}", variant, entry.variants)
-    known = _parameters(model_class(name))
+    known = parameters(name)
     given = {**entry.variants[variant], **(overrides or {})}
     for key in given:
         if key not in known:
@@ -192,8 +192,9 @@ def config_class(cls: type) -> type | None:
     return annotation if dataclasses.is_dataclass(annotation) else None  # type: ignore[return-value]
 
 
-def _parameters(cls: type) -> dict[str, Any]:
-    """Argument name -> default, of the constructor, with the fields of its config dataclass in place of it."""
+def parameters(name: str) -> dict[str, Any]:
+    """Argument name -> default, of an architecture's constructor, with the fields of its config in place of that."""
+    cls = model_class(name)
     config = config_class(cls)
     direct = inspect.signature(_constructor(cls)).parameters
     parameters = {**(inspect.signature(config).parameters if config else {}), **direct}

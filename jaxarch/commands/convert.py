@@ -210,8 +210,8 @@ def read_hub_folder(request: Request) -> Source:
 
     def weights() -> Weights:
         model = _abstract(hub.name, variant, hub.arguments)
-        tensors, omitted = hub.fitted({r.torch for r in layout(model)})
-        return _checked(model, tensors, omitted)
+        fitted = hub.fitted({r.torch for r in layout(model)})
+        return _checked(model, {k: t.read() for k, t in fitted.tensors.items()}, fitted.omitted)
 
     return Source(hub.name, variant, hub.arguments, weights, CHECKPOINT, request.path, config=hub.config)
 

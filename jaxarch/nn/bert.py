@@ -3,6 +3,7 @@
 Devlin et al. 2018, arXiv:1810.04805. A row whose keys are all masked is the mean of all values.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,6 +34,13 @@ class BertConfig:
     """
 
     model_type: ClassVar[str] = "bert"
+    # Settings of which one value is implemented.
+    only: ClassVar[Mapping[str, object]] = {
+        "add_cross_attention": False,
+        "is_decoder": False,
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+    }
 
     vocab_size: int = 30522
     hidden_size: int = 768

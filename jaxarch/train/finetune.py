@@ -9,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 from jaxarch.convert import hub
+from jaxarch.convert.hub_names import FAMILIES, Family
 from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import from_torch
 from jaxarch.errors import ConversionError, UsageError, unknown
@@ -37,8 +38,8 @@ def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping
         if key not in FREE and "drop" not in key and arguments[key] != value:
             raise UsageError(f"{init} has {key} {value}, the model {arguments[key]}: set model.{key}={value}")
     rows, like = layout(model), flat(nnx.state(model))
-    tensors, _ = folder.fitted({r.torch for r in rows})
-    heads = hub.FAMILIES[folder.config["model_type"]].heads
+    tensors = {k: t.read() for k, t in folder.fitted({r.torch for r in rows}).tensors.items()}
+    heads = FAMILIES.get(folder.config["model_type"], Family()).heads
     rows = [r for r in rows if r.torch in tensors or not re.match(heads, r.torch)]
     if not rows:
         raise ConversionError(f"{init} holds none of the weights of {name}")

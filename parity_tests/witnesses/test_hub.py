@@ -109,12 +109,18 @@ def draw(name, config):
     return inputs
 
 
+def fitted(hub, needed):
+    """(the tensors of a folder under the names that a model needs, the keys that it lacks)"""
+    result = hub.fitted(needed)
+    return {k: t.read() for k, t in result.tensors.items()}, result.omitted
+
+
 def loaded(folder):
     """The twins with the weights of a Hugging Face folder, in eval mode."""
     hub = read_hub(folder)
     variant = next(iter(catalog.page(hub.name).variants))
     theirs = catalog.create_model(hub.name, variant, package="torchref", **hub.arguments).double().eval()
-    tensors, left = hub.fitted(set(theirs.state_dict()))
+    tensors, left = fitted(hub, set(theirs.state_dict()))
     assert not left
     theirs.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()})
     ours = unweighted(lambda: catalog.create_model(hub.name, variant, **hub.arguments))
@@ -262,7 +268,7 @@ def weights(folder, name=None):
     hub = read_hub(folder, name)
     built = nnx.eval_shape(lambda: catalog.create_model(hub.name, "tiny", **hub.arguments))
     needed = set(state.flat(nnx.state(built, nnx.Param)))
-    tensors, left = hub.fitted(needed)
+    tensors, left = fitted(hub, needed)
     assert tensors.keys() == needed
     return tensors, left
 
@@ -355,7 +361,7 @@ BROKEN_INDEX = [
 BROKEN_CONFIG = [
     (lambda c: "{", "is not JSON"),
     (lambda c: "[1]", "is not a JSON object"),
-    (lambda c: c.update(model_type="llama"), "model_type 'llama' is not known; known: gpt2, bert"),
+    (lambda c: c.update(model_type="llama"), "model_type 'llama' is not known; known: bert, gpt2"),
     (lambda c: c.update(architectures=["BertForQA"]), "architecture 'BertForQA' is not known"),
     (lambda c: c.update(is_decoder=True), "is_decoder is True, only False is computed"),
     (lambda c: c.update(position_embedding_type="relative_key"), "position_embedding_type"),

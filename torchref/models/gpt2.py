@@ -6,6 +6,7 @@ of `GPT2LMHeadModel` in `transformers`. A row whose keys are all masked attends 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +26,15 @@ class GPT2Config:
     """
 
     model_type: ClassVar[str] = "gpt2"
+    base_model_prefix: ClassVar[str] = "transformer"
+    # Other names of settings, and settings of which one value is implemented.
+    attribute_map: ClassVar[Mapping[str, str]] = {
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
+    only: ClassVar[Mapping[str, object]] = {"add_cross_attention": False}
 
     vocab_size: int = 50257
     n_positions: int = 1024
