@@ -13,7 +13,8 @@ import re
 import shutil
 import socket
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +26,7 @@ MARK_BYTES = 1 << 14
 PNG_MARK, HTML_MARK = b"Software\0jaxarch", b'<meta name="generator" content="jaxarch">'
 
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:64] or "localhost"
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[\w-]+)\.(?P<pid>\d+)(-\d+)?\.tmp(\.\w+)?", re.DOTALL)
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.(?P<host>[\w-]+))?\.(?P<pid>\d+)(-\d+)?\.tmp(\.\w+)?", re.DOTALL)
 _count = itertools.count()
 # Temporary names in use by this process: a process number is used again after a reboot or in another container.
 _own: set[Path] = set()
@@ -92,11 +93,21 @@ def discard(temporary: Path) -> None:
 
 def leftovers(path: Path) -> list[Path]:
     """The temporary files and folders of `path` whose owners, processes of this machine, are dead."""
-    names = [(p, _TEMPORARY.fullmatch(p.name)) for p in path.parent.glob(".*.tmp*")]
+    return _dead(path.parent, lambda name: name == path.name[:128])
+
+
+def clean(folder: Path, is_target: Callable[[str], bool]) -> None:
+    """Remove the leftovers of dead processes of all targets in a folder whose names `is_target` takes."""
+    for leftover in _dead(folder, is_target):
+        remove(leftover)
+
+
+def _dead(folder: Path, is_target: Callable[[str], bool]) -> list[Path]:
+    names = [(p, _TEMPORARY.fullmatch(p.name)) for p in folder.glob(".*.tmp*")]
     return [
         p
         for p, found in names
-        if found and found["name"] == path.name[:128] and found["host"] == _HOST
+        if found and is_target(found["name"]) and found["host"] in (None, _HOST)  # None in earlier versions
         if p.absolute() not in _own and not (_is_alive(pid := int(found["pid"])) and pid != os.getpid())
     ]
 
@@ -116,14 +127,22 @@ def move(temporary: Path, path: Path) -> None:
     _sync_one(path.parent)
 
 
-def sync(path: Path) -> None:
-    """Synchronise a file, or a folder and everything below it, to the disk."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            _sync_one(Path(folder, name))
-        _sync_one(Path(folder))
-    if path.is_file():
-        _sync_one(path)
+def sync(path: Path, *, drop: bool = False) -> None:
+    """Synchronise a file, or a folder and everything below it, to the disk.
+
+    Args:
+        drop: let the next read come from the disk, and not from the page cache.
+    """
+    sync_all(
+        [Path(folder, name) for folder, _, names in os.walk(path) for name in (*names, "")] or [path],
+        drop=drop,
+    )
+
+
+def sync_all(paths: Sequence[Path], *, drop: bool = False) -> None:
+    """Synchronise files and folders to the disk, without what is below them; `drop` as `sync`."""
+    with ThreadPoolExecutor(min(16, len(paths) or 1)) as threads:  # the disk takes many at once
+        list(threads.map(lambda p: _sync_one(p, drop=drop), paths))
 
 
 def remove(path: Path) -> None:
@@ -247,9 +266,11 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _sync_one(path: Path) -> None:
+def _sync_one(path: Path, *, drop: bool = False) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
+        if drop:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from flax import nnx
 
 from jaxarch import catalog, state
-from jaxarch.convert.files import TORCH_SUFFIXES, read_tensors, write_tensors
+from jaxarch.convert.checkpoint_folder import create_checkpoint
+from jaxarch.convert.files import TORCH_SUFFIXES, create_tensors, open_tensors
 from jaxarch.convert.hub import PREFIX, read_hub, write_hub
 from jaxarch.convert.layout import layout
-from jaxarch.convert.state_dict import from_torch, to_torch
+from jaxarch.convert.state_dict import fitted, to_torch_tensors
+from jaxarch.convert.stream import copy, fingerprint, infos_of
+from jaxarch.convert.tensors import Tensor, tensors_of
 from jaxarch.errors import ConversionError, UsageError
 from jaxarch.handover.run import WEIGHTS, from_torch_run, is_torch_run, is_training, to_torch_run
 from jaxarch.train import checkpoint
@@ -27,7 +28,7 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 FILE, HUB = "weight file", "Hugging Face folder"
 CHECKPOINT, TORCH_RUN, RUN = "checkpoint", "torch run", "run"
 
-Tensors = Mapping[str, np.ndarray]
+Tensors = Mapping[str, Tensor]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,6 +128,7 @@ class Source:
         folder: the kind of folder that it is written to.
         path: where it lies.
         restored: the checkpoint, if it is one.
+        average: whether the weights are the moving average of the checkpoint's.
         config: entries of a config.json, kept for the next Hugging Face folder.
     """
 
@@ -138,6 +140,12 @@ class Source:
     path: Path
     restored: checkpoint.Restored | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    average: bool = False
+
+    def fingerprint(self, *settings: Any) -> str:
+        """A name for what is written of it, with which a conversion that was killed is continued."""
+        about = (self.model, self.variant, self.overrides, self.average)
+        return fingerprint(self.path, about, *settings)
 
     def arguments(self) -> dict[str, Any]:
         """Every constructor argument of the architecture.
@@ -175,17 +183,17 @@ def read_checkpoint(request: Request) -> Source:
     restored = checkpoint.load(path)
     if request.merge:
         restored = restored.merged()
-    if request.average and not restored.ema_params:
+    if request.average and not restored.group("ema_params"):
         raise request.without_average()
     about = restored.about
     if request.model not in (None, about["name"]) or request.variant not in (None, about["variant"]):
         raise UsageError(f"{path} holds {about['name']} {about['variant']}: leave out --model and --variant")
-    params = {**restored.params, **(restored.ema_params if request.average else {})}
-    rest = {k: v for k, v in restored.rest.items() if ".rngs." not in f".{k}"}
+    params = {**restored.group("params"), **(restored.group("ema_params") if request.average else {})}
+    rest = {k: v for k, v in restored.group("rest").items() if ".rngs." not in f".{k}"}
 
     def weights() -> Weights:
         model = restored.abstract()
-        return _checked(model, to_torch(layout(model), {**params, **rest}))
+        return _checked(model, to_torch_tensors(layout(model), {**params, **rest}))
 
     return Source(
         about["name"],
@@ -196,6 +204,7 @@ def read_checkpoint(request: Request) -> Source:
         path,
         restored=restored,
         config=about.get("hub", {}),
+        average=request.average,
     )
 
 
@@ -210,8 +219,8 @@ def read_hub_folder(request: Request) -> Source:
 
     def weights() -> Weights:
         model = _abstract(hub.name, variant, hub.arguments)
-        fitted = hub.fitted({r.torch for r in layout(model)})
-        return _checked(model, {k: t.read() for k, t in fitted.tensors.items()}, fitted.omitted)
+        folder = hub.fitted({r.torch for r in layout(model)})
+        return _checked(model, folder.tensors, folder.omitted)
 
     return Source(hub.name, variant, hub.arguments, weights, CHECKPOINT, request.path, config=hub.config)
 
@@ -227,7 +236,8 @@ READERS: Mapping[str, Callable[[Request], Source]] = {
 def write_file(target: str, source: Source) -> str:
     """A weight file."""
     weights = source.weights()
-    write_tensors(target, weights.tensors)
+    with create_tensors(target, infos_of(weights.tensors), fingerprint=source.fingerprint()) as writer:
+        copy(weights.tensors, writer)
     return _line(target, source, weights)
 
 
@@ -235,7 +245,7 @@ def write_hub_folder(target: str, source: Source) -> str:
     """A Hugging Face folder."""
     arguments, weights = source.arguments(), source.weights()
     path = target.removeprefix(PREFIX)
-    write_hub(path, source.model, arguments, weights.tensors, source.config)
+    write_hub(path, source.model, arguments, {k: v.read() for k, v in weights.tensors.items()}, source.config)
     return _line(target, source, weights)
 
 
@@ -246,11 +256,15 @@ def write_checkpoint(target: str, source: Source) -> str:
         raise ConversionError(f"{target} exists: choose a new folder")
     about = {"name": source.model, "variant": source.variant, "overrides": source.overrides}
     about |= {"hub": source.config} if source.config else {}
-    tree: dict[str, dict[str, np.ndarray]] = {"params": {}, "rest": {}}
-    for path, value in weights.leaves.items():
-        tree["params" if path in weights.trainable else "rest"][path] = np.array(value)
-    with jax.enable_x64(True):
-        checkpoint.write(Path(target), tree, about)
+    leaves = {
+        f"{'params' if path in weights.trainable else 'rest'}/{path}": value
+        for path, value in weights.leaves.items()
+    }
+    text = checkpoint.describe(about)
+    with create_checkpoint(
+        Path(target), infos_of(leaves), text, fingerprint=source.fingerprint(text)
+    ) as writer:
+        copy(leaves, writer)
     return _line(target, source, weights)
 
 
@@ -282,7 +296,7 @@ def _named_by_caller(request: Request, file: Path, folder: str) -> Source:
     catalog.arguments(model, variant)
 
     def weights() -> Weights:
-        return _checked(_abstract(model, variant, {}), read_tensors(file))
+        return _checked(_abstract(model, variant, {}), tensors_of(open_tensors(file)))
 
     return Source(model, variant, {}, weights, folder, request.path)
 
@@ -295,7 +309,7 @@ def _checked(model: nnx.Module, tensors: Tensors, omitted: Sequence[str] = ()) -
     """Every direction passes through one strict check of names, shapes and kinds of dtypes."""
     rows = layout(model)
     expected = state.flat(nnx.state(model, nnx.Not(nnx.RngState)))
-    leaves = from_torch(rows, tensors, expected, keep_dtype=True)
+    leaves = fitted(rows, tensors, expected)
     return Weights(tensors, leaves, {r.path for r in rows if r.trainable}, omitted)
 
 

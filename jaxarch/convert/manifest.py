@@ -5,7 +5,7 @@ damage and edits by mistake; it is no signature.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -125,7 +125,7 @@ def read_manifest(path: Path) -> Manifest | None:
     return Manifest.parse(content, file)
 
 
-def hash_of(blocks: Iterator[Any]) -> str:
+def hash_of(blocks: Iterable[Any]) -> str:
     """The hash of arrays, one after the other."""
     hasher = Hasher()
     for block in blocks:
@@ -133,8 +133,13 @@ def hash_of(blocks: Iterator[Any]) -> str:
     return hasher.hexdigest()
 
 
+def text_hash(text: str) -> str:
+    """The hash of a text in UTF-8."""
+    return Hasher(text.encode()).hexdigest()
+
+
 def _hash_of(content: Any) -> str:
-    return Hasher(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return text_hash(json.dumps(content, sort_keys=True, separators=(",", ":")))
 
 
 def _describe(info: TensorInfo | None) -> str:

@@ -13,7 +13,7 @@ import safetensors
 from jaxarch.arrays import SUB_BYTE, unpack
 from jaxarch.convert.dtypes import safetensors_dtype
 from jaxarch.convert.store import Places, Segment
-from jaxarch.convert.tensors import Index, TensorInfo, full_index
+from jaxarch.convert.tensors import Index, TensorInfo, full_index, owned
 from jaxarch.errors import ConversionError
 from jaxarch.files import first_line
 
@@ -46,13 +46,17 @@ class SafetensorsReader:
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A tensor, or a part of it; only the pages of that part are read."""
+        return owned(self.view(name, index))
+
+    def view(self, name: str, index: Index = ()) -> np.ndarray:
+        """A part of the mapped file."""
         info, (start, stop) = self.infos[name], self._spans[name]
         stored = self._bytes[start:stop]
         if info.numpy in SUB_BYTE:
             whole = unpack(np.asarray(stored), info.numpy, info.shape)
         else:
             whole = stored.view(info.numpy).reshape(info.shape)
-        return np.array(whole[full_index(index, info.shape)], order="C", subok=False)
+        return whole[full_index(index, info.shape)]
 
     def close(self) -> None:
         """Release the mapping."""

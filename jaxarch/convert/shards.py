@@ -25,6 +25,11 @@ class JoinedReader:
         """A tensor, or a part of it."""
         return self._owners[name].read(name, index)
 
+    def view(self, name: str, index: Index = ()) -> np.ndarray:
+        """As `read`, or a view of a mapped file."""
+        owner = self._owners[name]
+        return getattr(owner, "view", owner.read)(name, index)
+
     def close(self) -> None:
         """Close all of them."""
         for reader in self._readers:
@@ -57,10 +62,27 @@ class VerifiedReader:
         Raises:
             ConversionError: its bytes are not those that were written.
         """
+        self._verify(name)
+        return self._reader.read(name, index)
+
+    def view(self, name: str, index: Index = ()) -> np.ndarray:
+        """As `read`, or a view of a mapped file."""
+        self._verify(name)
+        return getattr(self._reader, "view", self._reader.read)(name, index)
+
+    def verify(self) -> None:
+        """Compare all tensors that were not read yet.
+
+        Raises:
+            ConversionError: the bytes of one are not those that were written.
+        """
+        for name in self.infos:
+            self._verify(name)
+
+    def _verify(self, name: str) -> None:
         if name not in self._verified:
             self._manifest.check(name, self._tensors[name], self._path)
             self._verified.add(name)
-        return self._reader.read(name, index)
 
     def close(self) -> None:
         """Close the reader."""

@@ -3,14 +3,17 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxarch import state
 from jaxarch.arrays import as_numpy
-from jaxarch.convert.layout import Row, layout, to_jax_layout, to_torch_layout
+from jaxarch.convert.layout import Row, layout, to_torch_layout
+from jaxarch.convert.placement import place
 from jaxarch.convert.strict import differences, mismatch
+from jaxarch.convert.tensors import Tensor
 from jaxarch.files import first_line
 
 
@@ -19,25 +22,43 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
 
     Args:
         model: any nnx module, with `jaxarch.nn` or Flax's own layers.
-        state_dict: torch tensors or numpy arrays by torch's keys. Floats are cast to the model's dtype.
+        state_dict: torch tensors, numpy arrays or `Tensor`s that are not loaded, by torch's keys. Floats are cast to
+            the model's dtype. Arrays keep their shardings.
 
     Raises:
         ConversionError: keys are missing or unexpected (the nearest names are given), or a shape or kind
             of dtype differs.
     """
-    values = from_torch(layout(model), state_dict, state.flat(nnx.state(model)))
-    state.update(model, {path: jnp.asarray(value) for path, value in values.items()})
+    leaves = state.flat(nnx.state(model))
+    problems: list[str] = []
+    values = {}
+    for path, tensor in fitted(layout(model), state_dict, leaves).items():
+        values[path] = _placed(path, tensor, leaves[path], problems)
+    if problems:
+        raise mismatch(problems)
+    state.update(model, values)
 
 
 def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Every weight and buffer of `model` as numpy arrays by torch's keys, in torch's layout."""
-    return to_torch(layout(model), state.flat(nnx.state(model)))
+    """Every weight and buffer of `model` as numpy arrays by torch's keys, in torch's layout.
+
+    Without x64 JAX has no integers of 64 bits: there those of 32 bits become torch's default, int64.
+    """
+    arrays = to_torch(layout(model), state.flat(nnx.state(model)))
+    if jax.config.read("jax_enable_x64"):
+        return arrays
+    return {k: v.astype(np.int64) if v.dtype == np.int32 else v for k, v in arrays.items()}
 
 
 def to_torch(rows: Iterable[Row], flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The leaves of `flat` (path -> array: weights, gradients, moments) under torch's keys and layout."""
+    return {r.torch: to_torch_layout(np.asarray(flat[r.path]), r.perm) for r in rows if r.path in flat}
+
+
+def to_torch_tensors(rows: Iterable[Row], flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As `to_torch`, of tensors that are not loaded."""
     return {
-        r.torch: _torch_integers(to_torch_layout(np.asarray(flat[r.path]), r.perm))
+        r.torch: flat[r.path].permute(None if r.perm is None else tuple(np.argsort(r.perm)))
         for r in rows
         if r.path in flat
     }
@@ -51,7 +72,24 @@ def from_torch(
     Floats are cast to the dtypes of `like`; with `keep_dtype` they stay bit for bit what they were.
 
     Raises:
-        ConversionError: names, shapes or kinds of dtypes differ.
+        ConversionError: names, shapes or kinds of dtypes differ, or numbers do not fit.
+    """
+    values: dict[str, np.ndarray] = {}
+    problems: list[str] = []
+    for path, tensor in fitted(rows, tensors, like).items():
+        target = tensor.dtype if keep_dtype else like[path].dtype
+        values[path], lost = cast(path, tensor.read(), target)
+        problems += lost
+    if problems:
+        raise mismatch(problems)
+    return values
+
+
+def fitted(rows: Iterable[Row], tensors: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Torch's tensors as path -> tensor in JAX's layout; nothing is read, and dtypes stay as they are.
+
+    Raises:
+        ConversionError: names, shapes or kinds of dtypes differ from the leaves of `like`.
     """
     rows = [r for r in rows if r.path in like]
     names = {r.torch for r in rows}
@@ -61,26 +99,41 @@ def from_torch(
         if row.torch not in tensors:
             continue
         try:
-            value, target = to_jax_layout(as_numpy(tensors[row.torch]), row.perm), like[row.path]
+            tensor, target = _tensor(tensors[row.torch]), like[row.path]
+            value = tensor.permute(row.perm)
         except (TypeError, ValueError) as error:
             problems.append(f"{row.torch}: {first_line(error)}")
             continue
         if value.shape != target.shape:
-            expected = to_torch_layout(np.empty(target.shape, bool), row.perm).shape
-            problems.append(
-                f"{row.torch} has shape {tuple(tensors[row.torch].shape)}, the model needs {expected}"
+            expected = tuple(
+                target.shape if row.perm is None else (target.shape[i] for i in np.argsort(row.perm))
             )
+            problems.append(f"{row.torch} has shape {tensor.shape}, the model needs {expected}")
         elif _kind_of(value.dtype) != _kind_of(target.dtype):
             remedy = ": multiply its block scales first" if _is_quantized(value.dtype) else ""
             problems.append(f"{row.torch} is {value.dtype}, the model needs {target.dtype}{remedy}")
-        elif keep_dtype:
-            values[row.path] = value
         else:
-            values[row.path], problem = _cast(row.torch, value, target.dtype)
-            problems += problem
+            values[row.path] = value
     if problems:
         raise mismatch(problems)
     return values
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else Tensor.of(as_numpy(value))
+
+
+def _placed(path: str, tensor: Tensor, leaf: Any, problems: list[str]) -> jax.Array:
+    """A tensor in the dtype of a leaf and sharded as it is; what does not fit is added to `problems`."""
+
+    def fitting(value: np.ndarray) -> np.ndarray:
+        result, lost = cast(path, value, leaf.dtype)
+        problems.extend(lost)
+        return result
+
+    tensor = tensor.map(leaf.dtype, fitting)
+    is_placed = isinstance(leaf, jax.Array) and leaf.committed
+    return place(tensor, leaf.sharding) if is_placed else jnp.asarray(tensor.read())
 
 
 def _is_flax_counter(key: str, names: set[str]) -> bool:
@@ -104,18 +157,15 @@ def _kind_of(dtype: np.dtype) -> str:
     return str(dtype)
 
 
-def _cast(key: str, value: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, list[str]]:
+def cast(key: str, value: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, list[str]]:
     """An array in another dtype of its kind, and what is lost by that: integers and floats that do not fit."""
     if value.dtype == dtype:
         return value, []
     with np.errstate(over="ignore", invalid="ignore"):
-        cast = value.astype(dtype)
+        result = value.astype(dtype)
     if _kind_of(dtype) == "integer":
-        return cast, [] if np.array_equal(cast, value) else [f"{key} holds integers that do not fit {dtype}"]
-    lost = np.isinf(cast) & np.isfinite(value) if _kind_of(dtype) == "floating" else np.False_
-    return cast, [f"{key} holds numbers that do not fit {dtype}"] if lost.any() else []
-
-
-def _torch_integers(value: np.ndarray) -> np.ndarray:
-    """Integers as int64, which torch's buffers are; without x64 JAX's are int32."""
-    return value.astype(np.int64) if np.issubdtype(value.dtype, np.integer) else value
+        return result, [] if np.array_equal(result, value) else [
+            f"{key} holds integers that do not fit {dtype}"
+        ]
+    lost = np.isinf(result) & np.isfinite(value) if _kind_of(dtype) == "floating" else np.False_
+    return result, [f"{key} holds numbers that do not fit {dtype}"] if lost.any() else []

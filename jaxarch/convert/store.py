@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from jaxarch import files
-from jaxarch.convert.manifest import FOLDER_NAME, Hasher, Manifest, changed, sidecar
+from jaxarch.convert.manifest import FOLDER_NAME, Hasher, Manifest, changed, sidecar, text_hash
 from jaxarch.convert.tensors import BLOCK_BYTES, TensorInfo, raw_bytes
 from jaxarch.errors import ConversionError
 
@@ -46,7 +46,7 @@ class Places:
         segments: for each tensor, where its bytes in C order lie.
         files: the data files with their sizes.
         prepare: makes the files, in a folder it is given, with all but the bytes of tensors.
-        texts: small files beside them.
+        texts: small files beside them; the manifest covers those that are in no folder.
         entry: the file that is opened to read the tensors; None if the target is a folder, which holds all files.
     """
 
@@ -77,7 +77,9 @@ class StoreWriter:
         fingerprint: str | None = None,
     ) -> None:
         self.target, self.infos, self._places = Path(target), dict(infos), places
-        self._fingerprint = fingerprint
+        # Of the layout, too: a file of other shards is not continued.
+        layout = json.dumps([self.infos, dict(places.files), dict(places.texts)])
+        self._fingerprint = None if fingerprint is None else text_hash(fingerprint + layout)
         self._hashes: dict[str, str] = {}
         self._partial: dict[str, tuple[Any, int]] = {}
         self._unsafe: list[str] = []
@@ -228,10 +230,8 @@ class StoreWriter:
 
     def _secure(self) -> None:
         """Synchronise what was written with the disk, read it back, and note it in the journal."""
-        for handle in self._handles.values():
-            os.fdatasync(handle)
-            # Else the page cache would be read back, and not the disk.
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        dirty = sorted({segment.file for name in self._unsafe for segment in self._places.segments[name]})
+        files.sync_all([self._folder / file for file in dirty], drop=True)
         for name in self._unsafe:
             if self._read_back(name) != self._hashes[name]:
                 raise changed(self.target, f"{name!r} was not read back as it was written: check the disk")
@@ -243,7 +243,7 @@ class StoreWriter:
         """Move the files to the target, the one that is opened last, and its manifest after it."""
         (self._folder / JOURNAL).unlink()
         tensors = {name: (info, self._hashes[name]) for name, info in self.infos.items()}
-        texts = {k: Hasher(v.encode()).hexdigest() for k, v in self._places.texts.items()}
+        texts = {k: text_hash(v) for k, v in self._places.texts.items() if "/" not in k}
         manifest, entry = Manifest(tensors, texts).dump(), self._places.entry
         if entry is None:
             (self._folder / FOLDER_NAME).write_text(manifest)
@@ -262,9 +262,7 @@ class StoreWriter:
         return self._handles[file]
 
     def _close(self) -> None:
-        """Close all files, synchronised."""
         for handle in self._handles.values():
-            os.fdatasync(handle)
             os.close(handle)
         self._handles.clear()
 

@@ -7,7 +7,7 @@ a part of a view reads only the bytes of that part. `jaxarch.convert.files` open
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -28,8 +28,8 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, value: np.ndarray) -> Self:
-        """The description of an array, or of anything that has a dtype and a shape.
+    def of(cls, value: Any) -> Self:
+        """The description of an array, or of anything that has a dtype of numpy and a shape.
 
         Raises:
             ConversionError: no file format here has its dtype.
@@ -44,6 +44,11 @@ class TensorInfo(NamedTuple):
             ConversionError: an unknown dtype.
         """
         return SAFETENSORS.get(self.dtype) or CARRIED.get(self.dtype) or _plain(self.dtype)
+
+    @property
+    def nbits(self) -> int:
+        """The bits of one number in a file."""
+        return SUB_BYTE.get(self.numpy, 8 * self.numpy.itemsize)
 
     @property
     def nbytes(self) -> int:
@@ -72,16 +77,17 @@ class Tensor:
 
     Args:
         info: its dtype and shape.
-        read: an index of one slice per axis, each with start, stop and no step -> a new contiguous array.
+        view: an index of one slice per axis, each with start, stop and no step -> an array, which may be a view of a
+            mapped file.
     """
 
-    def __init__(self, info: TensorInfo, read: Callable[[Index], np.ndarray]) -> None:
-        self.info, self._read = info, read
+    def __init__(self, info: TensorInfo, view: Callable[[Index], np.ndarray]) -> None:
+        self.info, self._view = info, view
 
     @classmethod
     def of(cls, value: np.ndarray) -> Self:
         """An array that is in memory, as a tensor."""
-        return cls(TensorInfo.of(value), lambda index: np.array(value[index], order="C"))
+        return cls(TensorInfo.of(value), lambda index: value[index])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,15 +103,22 @@ class Tensor:
 
     def read(self, index: Index = ()) -> np.ndarray:
         """The elements of `index`, whose missing axes are taken whole; a contiguous array of its own."""
-        return self._read(full_index(index, self.shape))
+        return owned(self._view(full_index(index, self.shape)))
+
+    def view(self, index: Index = ()) -> np.ndarray:
+        """As `read`, but what needs no copy may be a view of the source, in any order of axes."""
+        return self._view(full_index(index, self.shape))
 
     def blocks(self, limit: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
-        """The elements in C order, in flat arrays of at most `limit` bytes; numbers that share bytes all at once."""
+        """The elements in C order, in flat arrays of at most `limit` bytes; numbers that share bytes all at once.
+
+        Where the source is mapped and has that order, these are views of it.
+        """
         if self.dtype in SUB_BYTE:
-            yield self.read().reshape(-1)
+            yield self.view().reshape(-1)
         elif 0 not in self.shape:
             for index in block_indices(self.shape, self.dtype.itemsize, limit):
-                yield self.read(index).reshape(-1)
+                yield self.view(index).reshape(-1)
 
     def permute(self, perm: Sequence[int] | None) -> "Tensor":
         """The tensor with its axes in the order of `perm`, as `numpy.transpose`; None leaves them."""
@@ -115,7 +128,7 @@ class Tensor:
         info = TensorInfo(self.info.dtype, tuple(self.shape[p] for p in perm))
 
         def read(index: Index) -> np.ndarray:
-            return np.array(self._read(tuple(index[i] for i in inverse)).transpose(perm), order="C")
+            return self._view(tuple(index[i] for i in inverse)).transpose(perm)
 
         return Tensor(info, read)
 
@@ -125,7 +138,7 @@ class Tensor:
         info = TensorInfo(self.info.dtype, tuple(s.stop - s.start for s in outer))
 
         def read(inner: Index) -> np.ndarray:
-            return self._read(
+            return self._view(
                 tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
             )
 
@@ -135,7 +148,7 @@ class Tensor:
         """The tensor with `function`, which is elementwise and returns arrays of `dtype`, applied to what is read."""
         return Tensor(
             TensorInfo(dtype_name(dtype), self.shape),
-            lambda index: np.asarray(function(self._read(index)), dtype),
+            lambda index: np.asarray(function(self._view(index)), dtype),
         )
 
 
@@ -152,7 +165,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
             if start < stop:
                 part = slice(start - low, stop - low)
                 at = slice(start - index[axis].start, stop - index[axis].start)
-                result[(*[slice(None)] * axis, at)] = tensor.read((*index[:axis], part, *index[axis + 1 :]))
+                result[(*[slice(None)] * axis, at)] = tensor.view((*index[:axis], part, *index[axis + 1 :]))
         return result
 
     return Tensor(TensorInfo(first.info.dtype, shape), read)
@@ -165,7 +178,7 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
     def read(index: Index) -> np.ndarray:
         result = np.empty([s.stop - s.start for s in index], first.dtype)
         for i in range(index[0].start, index[0].stop):
-            result[i - index[0].start] = tensors[i].read(index[1:])
+            result[i - index[0].start] = tensors[i].view(index[1:])
         return result
 
     return Tensor(TensorInfo(first.info.dtype, (len(tensors), *first.shape)), read)
@@ -212,12 +225,19 @@ class TensorWriter(Protocol):
 
 
 def tensors_of(reader: TensorReader) -> dict[str, Tensor]:
-    """The tensors of a reader by name."""
+    """The tensors of a reader by name; of one that has `view`, with the arguments of `read`, views of its mapping."""
 
     def tensor(name: str, info: TensorInfo) -> Tensor:
-        return Tensor(info, lambda index: reader.read(name, index))
+        return Tensor(info, lambda index: view(name, index))
 
+    view = getattr(reader, "view", reader.read)
     return {name: tensor(name, info) for name, info in reader.infos.items()}
+
+
+def owned(value: np.ndarray) -> np.ndarray:
+    """An array in C order with memory of its own: itself, or a copy."""
+    is_own = type(value) is np.ndarray and value.flags.owndata and value.flags.c_contiguous
+    return value if is_own and value.flags.writeable else np.array(value, order="C", subok=False)
 
 
 def raw_bytes(value: np.ndarray) -> np.ndarray:

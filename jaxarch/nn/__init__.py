@@ -15,7 +15,6 @@ from jaxarch.nn.attention import (
     Cache,
     MultiHeadAttention,
     MultiHeadAttentionWithRelativePosition,
-    efficient_attention,
     scaled_dot_product_attention,
 )
 from jaxarch.nn.bert import BertConfig, BertModel
@@ -26,9 +25,14 @@ from jaxarch.nn.conv import Conv1d, Conv2d, Conv3d
 from jaxarch.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from jaxarch.nn.distance import CosineSimilarity, PairwiseDistance
 from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts, record_masks
+from jaxarch.nn.efficient_attention import (
+    LinformerAttention,
+    PerformerAttention,
+    ReformerAttention,
+    chunked_attention,
+)
 from jaxarch.nn.embedding import Embedding, EmbeddingBag, check_ids
 from jaxarch.nn.generative import (
-    Noise,
     PixelAttention,
     SpectralConv2d,
     SpectralLinear,
@@ -48,7 +52,6 @@ from jaxarch.nn.graph import (
     global_max_pool,
     global_mean_pool,
     graph_ids,
-    graph_inputs,
     mean_of_neighbours,
 )
 from jaxarch.nn.hub import (
@@ -68,12 +71,6 @@ from jaxarch.nn.kernels.lstm_cudnn import cudnn_lstm
 from jaxarch.nn.kernels.segments import segment_max, segment_mean, segment_softmax, segment_sum
 from jaxarch.nn.kernels.switches import use_kernel
 from jaxarch.nn.linear import Bilinear, Identity, Linear
-from jaxarch.nn.long_attention import (
-    LinformerAttention,
-    PerformerAttention,
-    ReformerAttention,
-    chunked_attention,
-)
 from jaxarch.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,

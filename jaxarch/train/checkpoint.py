@@ -1,18 +1,17 @@
-"""Checkpoints: orbax arrays, a description that rebuilds the model, and a checksum for every file.
+"""Checkpoints: orbax arrays, a description that rebuilds the model, and a hash for every array.
 
-A checkpoint is written under a temporary name and renamed when complete. Neither orbax nor safetensors
-notices a flipped byte in the data, so a CRC-32 is stored per file and verified before a file is read.
+A checkpoint is written under a private name, read back, and renamed when complete. Neither orbax nor safetensors
+notices a flipped byte in the data, so every array is compared with the manifest as it is read.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxarch import catalog
-from jaxarch.errors import CheckpointError
+from jaxarch import catalog, files
+from jaxarch.convert.checkpoint_folder import ABOUT, ARRAYS, SUMS, open_checkpoint, read_json
+from jaxarch.convert.manifest import Manifest, hash_of, text_hash
+from jaxarch.convert.placement import place
+from jaxarch.convert.shards import VerifiedReader
+from jaxarch.convert.state_dict import cast
+from jaxarch.convert.tensors import Tensor, TensorInfo, tensors_of
+from jaxarch.errors import CheckpointError, ConversionError
+from jaxarch.files import first_line
 from jaxarch.peft import lora_layers, remove_lora
 from jaxarch.state import flat, make_rngs, split, update
 from jaxarch.train import finetune, tasks
 
-ARRAYS, ABOUT, SUMS = "arrays", "about.json", "checksums.json"
 FOLDER, BEST = "checkpoints", "best"
 # Names that groups of arrays had in older checkpoints.
 FORMER_GROUPS = {"average": "ema_params"}
@@ -58,6 +63,7 @@ def save(folder: Path, step: int, tree: Any, about: Mapping[str, Any], *, keep: 
     Raises:
         CheckpointError: it could not be written; nothing of it is left, and the older checkpoints are intact.
     """
+    files.clean(folder, str.isdecimal)
     write(folder / str(step), tree, {**about, "step": step})
     for old in steps(folder)[:-keep]:
         shutil.rmtree(folder / str(old), ignore_errors=True)
@@ -68,28 +74,29 @@ def write(target: Path, tree: Any, about: Mapping[str, Any]) -> None:
     """Write one checkpoint folder, replacing an older one of that name when complete.
 
     Raises:
-        CheckpointError: it could not be written.
+        CheckpointError: it could not be written, or another process is writing it.
     """
     from orbax.checkpoint import v1 as ocp
 
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
     leaves = {k: _without_key_type(v) for k, v in flatten(tree).items()}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob(".*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary.mkdir()
-        ocp.save((temporary / ARRAYS).absolute(), leaves)
-        sums = {"arrays": {k: _spec(v) for k, v in leaves.items()}, "files": _checksums(temporary / ARRAYS)}
-        (temporary / SUMS).write_text(json.dumps(sums, indent=1))
-        (temporary / ABOUT).write_text(json.dumps({**about, "versions": versions()}, indent=1))
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        with files.locked(target), files.replacing(target) as temporary:
+            temporary.mkdir()
+            ocp.save((temporary / ARRAYS).absolute(), leaves)
+            text = describe(about)
+            (temporary / ABOUT).write_text(text)
+            hashes = {k: (_info(v), hash_of([np.asarray(v)])) for k, v in leaves.items()}
+            (temporary / SUMS).write_text(Manifest(hashes, {ABOUT: text_hash(text)}).dump())
+            files.sync(temporary, drop=True)
+            _load(temporary, temporary)  # as the disk has it
     except Exception as e:  # orbax and tensorstore raise untyped errors when a disk is full
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__
-        raise CheckpointError(f"{target} could not be written: {reason}; free space or change --out") from e
+        remedy = "" if isinstance(e, ConversionError) else "; free space or change --out"
+        raise CheckpointError(f"{target} could not be written: {first_line(e)[:300]}{remedy}") from e
+
+
+def describe(about: Mapping[str, Any]) -> str:
+    """The description of a checkpoint as it is stored, with the versions that wrote it."""
+    return json.dumps({**about, "versions": versions()}, indent=1)
 
 
 @functools.cache
@@ -110,31 +117,23 @@ def read(path: Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The verified leaves of one checkpoint by path.
 
     Args:
-        like: abstract leaves by path, with the shardings of the arrays to return; numpy arrays if None.
+        like: abstract leaves by path, with the shardings of the arrays to return, of which each device reads its own
+            part; numpy arrays if None.
 
     Raises:
         CheckpointError: something is missing, damaged, or differs from `like`.
     """
-    from orbax.checkpoint import v1 as ocp
-
-    on_disk = _verified(path)
-    names = {_current_name(k): k for k in on_disk}
-    stored = {k: on_disk[name] for k, name in names.items()}
-    if like is not None:
+    with _as_checkpoint_error(), open_checkpoint(path) as reader:
+        tensors = _current(tensors_of(reader))
+        if like is None:
+            return {k: v.read() for k, v in tensors.items()}
         for key, leaf in like.items():
-            if (actual := stored.get(key)) != (expected := _spec(leaf)):
-                raise CheckpointError(f"{path}: {key} is {actual or 'missing'}, expected {expected}")
-        if extra := sorted(set(stored) - set(like)):
+            actual = tensors[key].info if key in tensors else None
+            if actual != (expected := _info(leaf)):
+                raise CheckpointError(f"{path}: {key} is {_words(actual)}, expected {_words(expected)}")
+        if extra := sorted(set(tensors) - set(like)):
             raise CheckpointError(f"{path} holds {extra[0]}, which the model does not have")
-    try:
-        with jax.enable_x64(True):  # else 64-bit arrays would be cast to 32 bits without a warning
-            abstract = {names[k]: _abstract(v, None if like is None else like[k]) for k, v in stored.items()}
-            loaded = ocp.load((path / ARRAYS).absolute(), abstract)
-    except Exception as e:  # orbax and tensorstore raise untyped errors
-        raise CheckpointError(f"{path} could not be read: {str(e).strip().splitlines()[0][:200]}") from e
-    if like is None:
-        return {k: np.asarray(loaded[name]) for k, name in names.items()}
-    return {k: _with_key_type(loaded[name], like[k]) for k, name in names.items()}
+        return {k: _placed(v, like[k]) for k, v in tensors.items()}
 
 
 def latest_intact(folder: Path, like: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
@@ -146,8 +145,8 @@ def latest_intact(folder: Path, like: Mapping[str, Any]) -> tuple[int, dict[str,
     reasons = []
     for step in reversed(steps(folder)):
         try:
-            about = _json(folder / str(step) / ABOUT)
-            return step, read(folder / str(step), like), about
+            leaves = read(folder / str(step), like)
+            return step, leaves, _about(folder / str(step))
         except CheckpointError as e:
             _log.warning("%s; trying the checkpoint before it", e)
             reasons.append(str(e))
@@ -182,13 +181,18 @@ class Restored:
         run: the folder of the run, or of the checkpoint where it belongs to none.
         path: the folder of the checkpoint.
         about: its description.
-        leaves: all of its arrays, by path.
+        tensors: all of its arrays by path, each read, and compared with the manifest, when it is asked for.
     """
 
     run: Path
     path: Path
     about: dict[str, Any]
-    leaves: dict[str, np.ndarray]
+    tensors: Mapping[str, Tensor]
+
+    @functools.cached_property
+    def leaves(self) -> dict[str, np.ndarray]:
+        """All of its arrays by path."""
+        return {k: v.read() for k, v in self.tensors.items()}
 
     @functools.cached_property
     def params(self) -> dict[str, np.ndarray]:
@@ -205,9 +209,13 @@ class Restored:
         """The moving average of the parameters by path; empty if the run kept none."""
         return self._group("ema_params")
 
-    def _group(self, name: str) -> dict[str, np.ndarray]:
+    def group(self, name: str) -> dict[str, Tensor]:
+        """A group of its arrays by path, not read yet: "params", "rest", "ema_params" or "opt_state"."""
         prefix = f"{name}/"
-        return {k.removeprefix(prefix): v for k, v in self.leaves.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def _group(self, name: str) -> dict[str, np.ndarray]:
+        return {k: v.read() for k, v in self.group(name).items()}
 
     def abstract(self) -> nnx.Module:
         """The model's structure, without memory."""
@@ -224,8 +232,15 @@ class Restored:
         values = {**self.params, **self.rest, **self.ema_params}
         if missing := sorted(paths - set(values)):
             raise CheckpointError(f"{self.path} holds no {missing[0]}: it is not a {self.about['name']}")
-        update(model, {k: jnp.asarray(values[k]) for k in paths})
+        update(model, {k: jnp.asarray(self._fitting(k, values[k])) for k in paths})
         return model
+
+    def _fitting(self, key: str, value: np.ndarray) -> np.ndarray:
+        """An array in the width that JAX has in this process."""
+        fitting, problems = cast(key, value, jax.dtypes.canonicalize_dtype(value.dtype))
+        if problems:
+            raise CheckpointError(f"{self.path}: {problems[0]}: set JAX_ENABLE_X64=1")
+        return fitting
 
     def merged(self) -> "Restored":
         """The same without adapters, each merged into its weight; itself where there are none."""
@@ -236,11 +251,10 @@ class Restored:
             layer.merge()
         remove_lora(model)
         _, params, rest = split(model)
-        leaves = {
-            k: np.asarray(_without_key_type(v)) for k, v in flatten({"params": params, "rest": rest}).items()
-        }
+        leaves = flatten({"params": params, "rest": rest}).items()
+        tensors = {k: Tensor.of(np.asarray(_without_key_type(v))) for k, v in leaves}
         about = {**self.about, "recipe": {**self.about["recipe"], "adapters": {}}}
-        return dataclasses.replace(self, about=about, leaves=leaves)
+        return dataclasses.replace(self, about=about, tensors=tensors)
 
 
 def load(path: Path) -> Restored:
@@ -251,18 +265,25 @@ def load(path: Path) -> Restored:
     """
     path = Path(path)
     if (path / ABOUT).is_file():
-        run = path.parent.parent if path.parent.name == FOLDER else path
-        return Restored(run, path, _json(path / ABOUT), read(path))
+        return _load(path, path.parent.parent if path.parent.name == FOLDER else path)
     folder = path / FOLDER
     if not steps(folder):
         raise CheckpointError(f"{path}: no checkpoint is there; give the folder that training wrote")
     for step in reversed(steps(folder)):
-        checkpoint = folder / str(step)
         try:
-            return Restored(path, checkpoint, _json(checkpoint / ABOUT), read(checkpoint))
+            return _load(folder / str(step), path)
         except CheckpointError as e:
             _log.warning("%s; trying the checkpoint before it", e)
     raise CheckpointError(f"{path}: every checkpoint is damaged")
+
+
+def _load(path: Path, run: Path) -> Restored:
+    """A checkpoint whose arrays are all as they were written."""
+    with _as_checkpoint_error():
+        reader = open_checkpoint(path)
+        if isinstance(reader, VerifiedReader):
+            reader.verify()
+        return Restored(run, path, _about(path), _current(tensors_of(reader)))
 
 
 # -------------------------------------------------------------------------------------------------- shared
@@ -272,10 +293,21 @@ def _path(keys: tuple) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def _current_name(key: str) -> str:
-    """The name of an array, of which an older checkpoint may have another group."""
-    group, slash, path = key.partition("/")
-    return FORMER_GROUPS.get(group, group) + slash + path
+def _current(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Arrays by their names of today; an older checkpoint may have another group."""
+
+    def name(key: str) -> str:
+        group, slash, path = key.partition("/")
+        return FORMER_GROUPS.get(group, group) + slash + path
+
+    return {name(k): v for k, v in tensors.items()}
+
+
+def _placed(tensor: Tensor, like: Any) -> jax.Array:
+    """An array sharded as `like`; key data as a typed key, if that is one."""
+    if not _is_key(like):
+        return place(tensor, like.sharding)
+    return jax.device_put(jax.random.wrap_key_data(jnp.asarray(tensor.read())), like.sharding)
 
 
 def _without_key_type(value: Any) -> Any:
@@ -283,67 +315,27 @@ def _without_key_type(value: Any) -> Any:
     return jax.random.key_data(value) if _is_key(value) else value
 
 
-def _with_key_type(value: Any, like: Any) -> Any:
-    """Key data as a typed key, sharded as `like`, if that is one; else the identity."""
-    return jax.device_put(jax.random.wrap_key_data(value), like.sharding) if _is_key(like) else value
-
-
 def _is_key(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _spec(value: Any) -> dict[str, Any]:
-    """Shape and dtype of an array, or of the data of a random key, as JSON."""
-    value = jax.eval_shape(jax.random.key_data, value) if _is_key(value) else value
-    return {"shape": list(value.shape), "dtype": str(value.dtype)}
+def _info(value: Any) -> TensorInfo:
+    """dtype and shape of an array, or of the data of a random key."""
+    return TensorInfo.of(jax.eval_shape(jax.random.key_data, value) if _is_key(value) else value)
 
 
-def _abstract(stored: Mapping[str, Any], like: Any) -> jax.ShapeDtypeStruct:
-    """What orbax reads: shape and dtype as stored, sharded as `like` or, for the host, on one device."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    if like is not None and not _is_key(like):
-        sharding = like.sharding
-    return jax.ShapeDtypeStruct(tuple(stored["shape"]), jnp.dtype(stored["dtype"]), sharding=sharding)
+def _words(info: TensorInfo | None) -> str:
+    return "missing" if info is None else f"{info.numpy} {info.shape}"
 
 
-def _verified(path: Path) -> dict[str, dict[str, Any]]:
-    """Shape and dtype of every array of a checkpoint whose files have their checksums."""
-    written = _json(path / SUMS)
-    if set(written) != {"arrays", "files"}:
-        raise CheckpointError(f"{path / SUMS} is damaged: it does not list arrays and files")
+def _about(path: Path) -> dict[str, Any]:
+    with _as_checkpoint_error():
+        return read_json(path / ABOUT)
+
+
+@contextlib.contextmanager
+def _as_checkpoint_error() -> Iterator[None]:
     try:
-        actual = _checksums(path / ARRAYS)
-    except OSError as e:
-        raise CheckpointError(f"{path} could not be read: {e}") from None
-    for name, checksum in written["files"].items():
-        if name not in actual:
-            raise CheckpointError(f"{path} is damaged: {ARRAYS}/{name} is missing")
-        if actual[name] != checksum:
-            raise CheckpointError(f"{path} is damaged: {ARRAYS}/{name} has changed since it was written")
-    return written["arrays"]
-
-
-def _checksums(folder: Path) -> dict[str, int]:
-    """The CRC-32 of every file below a folder by relative path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): _checksum(p) for p in files}
-
-
-def _checksum(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete") from None
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path} is damaged: {e}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no table")
-    return content
+        yield
+    except ConversionError as e:
+        raise CheckpointError(str(e)) from None

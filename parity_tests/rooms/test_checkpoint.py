@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxarch import files
 from jaxarch.errors import CheckpointError
 from jaxarch.train import checkpoint
 
@@ -145,6 +146,7 @@ def test_a_full_disk_leaves_the_older_ones(folder, tree, monkeypatch):
 LIMITED = """
 import json, pathlib, resource, signal, sys
 import jax.numpy as jnp
+from jaxarch import files
 from jaxarch.errors import CheckpointError
 from jaxarch.train import checkpoint
 folder = pathlib.Path(sys.argv[1])
@@ -174,8 +176,17 @@ def test_a_disk_that_takes_no_more(tmp_path):
     assert printed["left"] == ["1"]
 
 
-def test_stale_temporary_folders_are_cleaned(folder, tree):
-    (folder / ".9.1.tmp").mkdir()
+def test_stale_temporary_folders_are_cleaned_and_those_of_the_living_left(folder, tree):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    stale = [
+        folder / f".9.{dead.pid}.tmp",
+        files.private_name(folder / "8"),
+    ]  # of an earlier version, of today
+    alive = folder / ".7.1.tmp"
+    for path in (*stale, alive):
+        path.mkdir()
+    stale[1] = stale[1].rename(folder / stale[1].name.replace(str(os.getpid()), str(dead.pid)))
     checkpoint.save(folder, 4, tree, ABOUT)
     assert checkpoint.steps(folder) == [2, 3, 4]
-    assert not list(folder.glob(".*"))
+    assert list(folder.glob(".*")) == [alive]

@@ -9,14 +9,18 @@ from torchref.nn.attention import (
     Cache,
     MultiHeadAttention,
     MultiHeadAttentionWithRelativePosition,
-    efficient_attention,
     scaled_dot_product_attention,
 )
 from torchref.nn.bert import BertConfig, BertModel
 from torchref.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from torchref.nn.blocks1d import Conv1DBlock, ParallelConv1d, ResidualBlock1d
+from torchref.nn.efficient_attention import (
+    LinformerAttention,
+    PerformerAttention,
+    ReformerAttention,
+    chunked_attention,
+)
 from torchref.nn.generative import (  # type: ignore[assignment]
-    Noise,
     PixelAttention,
     SpectralConv2d,
     SpectralLinear,
@@ -36,7 +40,6 @@ from torchref.nn.graph import (
     global_max_pool,
     global_mean_pool,
     graph_ids,
-    graph_inputs,
     mean_of_neighbours,
     segment_max,
     segment_mean,
@@ -54,12 +57,6 @@ from torchref.nn.hub import (
     token_loss,
 )
 from torchref.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
-from torchref.nn.long_attention import (
-    LinformerAttention,
-    PerformerAttention,
-    ReformerAttention,
-    chunked_attention,
-)
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from torchref.nn.masks import length_mask, valid_steps
 from torchref.nn.packed import MultiheadAttention, TransformerEncoderLayer  # type: ignore[assignment]
