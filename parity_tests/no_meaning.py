@@ -5,16 +5,6 @@ NO_MEANING: dict[str | tuple[str, str], str] = {}
 
 # Modules of which not every sample agrees yet: each line goes with the change that makes them agree.
 PENDING = {
-    # convolutions, pools, padding
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveMaxPool1d",
-    "AdaptiveMaxPool2d",
-    "AvgPool1d",
-    "AvgPool2d",
-    "MaxPool1d",
-    "MaxPool2d",
-    #
     # recurrent layers, attention
     "GRU",
     "LSTM",

@@ -17,6 +17,13 @@ class Axes(NamedTuple):
 
     rank: int | None = None
     outputs: bool = True
+    output_rank: int | None = None  # where it differs
+
+    def of_outputs(self) -> "Axes":
+        """Those of the outputs."""
+        if not self.outputs:
+            return SAME
+        return self if self.output_rank is None else Axes(self.output_rank)
 
     def channel_axis(self, value: np.ndarray) -> int | None:
         """The axis of torch's array that is last in JAX; None where nothing moves."""
@@ -57,6 +64,7 @@ AXES: dict[str, Axes] = {
             "LazyConvTranspose",
             "LPPool",
             "MaxPool",
+            "MaxUnpool",
             "ReflectionPad",
             "ReplicationPad",
             "ZeroPad",
@@ -65,11 +73,21 @@ AXES: dict[str, Axes] = {
     "BatchNorm1d": CHANNELS,
     "BatchNorm2d": CHANNELS,
     "BatchNorm3d": CHANNELS,
+    "ChannelShuffle": CHANNELS,
     "CrossEntropyLoss": CLASSES,
+    "Flatten": CHANNELS,
+    "Fold": Axes(1, output_rank=2),
     "GroupNorm": CHANNELS,
     "LinearCrossEntropyLoss": CLASSES,
     "LocalResponseNorm": CHANNELS,
     "NLLLoss": CLASSES,
+    "PixelShuffle": Axes(2),
+    "PixelUnshuffle": Axes(2),
     "PReLU": CHANNELS,
     "Softmax2d": Axes(2),
+    "Unflatten": CHANNELS,
+    "Unfold": Axes(2, output_rank=1),
+    "Upsample": Axes(2),
+    "UpsamplingBilinear2d": Axes(2),
+    "UpsamplingNearest2d": Axes(2),
 }

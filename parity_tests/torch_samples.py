@@ -192,7 +192,7 @@ def in_jax(sample: Sample, ours: Any, cotangents: Arrays) -> Result:
     values, tree = jax.tree.flatten(given)
     floats = [i for i, v in enumerate(values) if isinstance(v, jax.Array) and is_float(v)]
     graph, params, rest = state.split(ours)
-    last = axes if axes.outputs else SAME
+    last = axes.of_outputs()
 
     def forward(params: Any, given: list[Any]) -> Any:
         model = state.merge(graph, params, rest)

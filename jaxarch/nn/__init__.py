@@ -9,6 +9,14 @@ from jaxarch.versions import check_versions
 check_versions()
 
 from jaxarch.nn.activation import ACTIVATIONS, Activation, Function, get_activation
+from jaxarch.nn.adaptive_pool import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+)
 from jaxarch.nn.attention import (
     AdvancedMultiHeadAttention,
     AttentionConfig,
@@ -32,6 +40,12 @@ from jaxarch.nn.efficient_attention import (
     chunked_attention,
 )
 from jaxarch.nn.embedding import Embedding, EmbeddingBag, check_ids
+from jaxarch.nn.flatten import Flatten, Unflatten
+from jaxarch.nn.fold import Fold, Unfold
+from jaxarch.nn.fractional_pool import (
+    FractionalMaxPool2d,
+    FractionalMaxPool3d,
+)
 from jaxarch.nn.generative import (
     PixelAttention,
     SpectralConv2d,
@@ -155,15 +169,15 @@ from jaxarch.nn.pointwise import (
     Threshold,
 )
 from jaxarch.nn.pool import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
     AvgPool1d,
     AvgPool2d,
-    Flatten,
+    AvgPool3d,
+    LPPool1d,
+    LPPool2d,
+    LPPool3d,
     MaxPool1d,
     MaxPool2d,
+    MaxPool3d,
     first_max,
 )
 from jaxarch.nn.position import (
@@ -177,6 +191,7 @@ from jaxarch.nn.response_norm import LocalResponseNorm
 from jaxarch.nn.rnn import GRU, LSTM, RNN
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
 from jaxarch.nn.sequence_pooling import Pooling
+from jaxarch.nn.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from jaxarch.nn.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 from jaxarch.nn.style import (
     ConstantMap,
@@ -190,6 +205,12 @@ from jaxarch.nn.style import (
 )
 from jaxarch.nn.text_encoder import CustomModelConfig, TextEncoder
 from jaxarch.nn.transformer import TransformerBlock, TransformerBlockConfig
+from jaxarch.nn.unpool import (
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+)
+from jaxarch.nn.upsample import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d
 from jaxarch.nn.vision import (
     CBAM,
     AttentionConv,

@@ -1,4 +1,8 @@
-"""Pooling with torch's arguments, channels last: signals (B, T, C), images (B, H, W, C)."""
+"""Pooling by windows with torch's arguments, channels last: (B, T, C), (B, H, W, C) and (B, D, H, W, C).
+
+The batch is optional. An index counts the elements of one channel of the input as torch does: w of a signal,
+h * W + w of an image, (d * H + h) * W + w of a volume.
+"""
 
 import math
 from functools import partial, reduce
@@ -8,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.conv import Size, per_axis
 from jaxarch.nn.kernels.windows import TAPS, positions, span, window_slices
 from jaxarch.nn.module import Module
+from jaxarch.nn.unbatched import unbatched
 
 
 class _WindowPool(Module):
@@ -65,9 +70,15 @@ class _MaxPool(_WindowPool):
         stride: Size | None = None,
         padding: Size = 0,
         dilation: Size = 1,
+        return_indices: bool = False,
         ceil_mode: bool = False,
     ):
         self._set(kernel_size, stride, padding, dilation, ceil_mode)
+        self.return_indices = return_indices
+
+    @unbatched(lambda layer: layer.rank + 1)
+    def __call__(self, input: Float[Array, "*shape c"]) -> Any:
+        return self._with_indices(input) if self.return_indices else self._pool(input)
 
     def _pool(self, x: Array) -> Array:
         pads = self._pads(x)
@@ -90,23 +101,42 @@ class _MaxPool(_WindowPool):
         window, stride = (1, *self.kernel_size, 1), (1, *self.stride, 1)
         return lax.reduce_window(x, init, lax.max, window, stride, ((0, 0), *pads, (0, 0)))
 
+    def _with_indices(self, x: Array) -> tuple[Array, Array]:
+        """The maxima and their indices; padding has index -1, which no window has alone."""
+        ends = [(0, 0), *self._pads(x), (0, 0)]
+        slices = partial(window_slices, kernel=self.kernel_size, stride=self.stride, dilation=self.dilation)
+        values = slices(jnp.pad(x, ends, constant_values=-math.inf))
+        indices = slices(jnp.pad(spatial_indices(x.shape), ends, constant_values=-1))
+
+        def greater(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+            takes_b = ((b[0] > a[0]) | jnp.isnan(b[0]) | (a[1] < 0)) & (b[1] >= 0)
+            return jnp.where(takes_b, b[0], a[0]), jnp.where(takes_b, b[1], a[1])
+
+        first = values[0], jnp.broadcast_to(indices[0], values[0].shape)
+        return reduce(greater, zip(values[1:], indices[1:], strict=True), first)
+
 
 class MaxPool1d(_MaxPool):
-    """torch.nn.MaxPool1d. (B, T, C) -> (B, T', C)."""
+    """torch.nn.MaxPool1d. (B, T, C) -> (B, T', C); with `return_indices` also their indices.
+
+    Raises:
+        UsageError: padding over half of kernel_size.
+        DataError: in the call, another number of axes, or an axis smaller than the window.
+    """
 
     rank = 1
 
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b u c"]:
-        return self._pool(x)
-
 
 class MaxPool2d(_MaxPool):
-    """torch.nn.MaxPool2d. (B, H, W, C) -> (B, H', W', C)."""
+    """torch.nn.MaxPool2d. (B, H, W, C) -> (B, H', W', C). See `MaxPool1d`."""
 
     rank = 2
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v c"]:
-        return self._pool(x)
+
+class MaxPool3d(_MaxPool):
+    """torch.nn.MaxPool3d. (B, D, H, W, C) -> (B, D', H', W', C). See `MaxPool1d`."""
+
+    rank = 3
 
 
 class _AvgPool(_WindowPool):
@@ -115,7 +145,11 @@ class _AvgPool(_WindowPool):
     count_include_pad: bool
     divisor_override: int | None
 
-    def _average(self, x: Array) -> Array:
+    @unbatched(lambda layer: layer.rank + 1)
+    def __call__(self, input: Float[Array, "*shape c"]) -> Float[Array, "*pooled c"]:
+        return self._pool(input)
+
+    def _pool(self, x: Array) -> Array:
         pads = self._pads(x)
         window, stride = (1, *self.kernel_size, 1), (1, *self.stride, 1)
 
@@ -136,7 +170,7 @@ class _AvgPool(_WindowPool):
 
 
 class AvgPool1d(_AvgPool):
-    """torch.nn.AvgPool1d. (B, T, C) -> (B, T', C)."""
+    """torch.nn.AvgPool1d. (B, T, C) -> (B, T', C). Errors: `MaxPool1d`."""
 
     rank = 1
 
@@ -151,14 +185,9 @@ class AvgPool1d(_AvgPool):
         self._set(kernel_size, stride, padding, 1, ceil_mode)
         self.count_include_pad, self.divisor_override = count_include_pad, None
 
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b u c"]:
-        return self._average(x)
 
-
-class AvgPool2d(_AvgPool):
-    """torch.nn.AvgPool2d. (B, H, W, C) -> (B, H', W', C)."""
-
-    rank = 2
+class _DividedAvgPool(_AvgPool):
+    """A mean whose divisor can be given."""
 
     def __init__(
         self,
@@ -169,98 +198,63 @@ class AvgPool2d(_AvgPool):
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ):
+        if divisor_override == 0:
+            raise UsageError("divisor_override must not be 0")
         self._set(kernel_size, stride, padding, 1, ceil_mode)
         self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v c"]:
-        return self._average(x)
+
+class AvgPool2d(_DividedAvgPool):
+    """torch.nn.AvgPool2d. (B, H, W, C) -> (B, H', W', C). Errors: `MaxPool1d`; a divisor of 0."""
+
+    rank = 2
 
 
-class _Adaptive(Module):
-    """Pooling to a given size; bins begin at floor(i n / m) and end at ceil((i + 1) n / m), as torch's do."""
+class AvgPool3d(_DividedAvgPool):
+    """torch.nn.AvgPool3d. (B, D, H, W, C) -> (B, D', H', W', C). Errors: `AvgPool2d`."""
 
-    rank: ClassVar[int]
-    reduce: ClassVar[Any]  # (part, axis) -> the pooled part, its axis kept
+    rank = 3
 
-    def __init__(self, output_size: int | tuple[int | None, ...] | None):
-        sizes = output_size if isinstance(output_size, tuple) else (output_size,) * self.rank
-        if len(sizes) != self.rank:
-            raise UsageError(f"output_size {output_size} needs {self.rank} numbers")
-        self.output_size = sizes
+
+class _LPPool(_AvgPool):
+    """The p-norm of each window, p = `norm_type`; a window that ceil_mode lets reach over the end is scaled up."""
+
+    def __init__(
+        self, norm_type: float | int, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
+    ):
+        self._set(kernel_size, stride, 0, 1, ceil_mode)
+        self.norm_type, self.count_include_pad, self.divisor_override = norm_type, True, None
 
     def _pool(self, x: Array) -> Array:
-        # A rectangle is pooled along its last axis first, so that the first of equal maxima is torch's.
-        for axis, size in reversed(list(enumerate(self.output_size, 1))):
-            n = x.shape[axis]
-            if size is None or size == n:
-                continue
-            if size == 1:
-                x = type(self).reduce(x, axis)
-                continue
-            bins = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
-            parts = [type(self).reduce(lax.slice_in_dim(x, a, b, axis=axis), axis) for a, b in bins]
-            x = jnp.concatenate(parts, axis)
-        return x
+        mean = super()._pool(x**self.norm_type)
+        total = jnp.sign(mean) * jax.nn.relu(jnp.abs(mean)) * math.prod(self.kernel_size)
+        return total ** (1 / self.norm_type)
 
 
-class _AdaptiveAvgPool(_Adaptive):
-    """The mean of each bin."""
-
-    reduce = staticmethod(lambda part, axis: part.mean(axis, keepdims=True))
-
-
-class _AdaptiveMaxPool(_Adaptive):
-    """The maximum of each bin."""
-
-    reduce = staticmethod(lambda part, axis: jnp.expand_dims(first_max(part, axis), axis))
-
-
-class AdaptiveAvgPool1d(_AdaptiveAvgPool):
-    """torch.nn.AdaptiveAvgPool1d. (B, T, C) -> (B, output_size, C)."""
+class LPPool1d(_LPPool):
+    """torch.nn.LPPool1d. (B, T, C) -> (B, T', C). Errors: `MaxPool1d`."""
 
     rank = 1
 
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b u c"]:
-        return self._pool(x)
 
-
-class AdaptiveAvgPool2d(_AdaptiveAvgPool):
-    """torch.nn.AdaptiveAvgPool2d. (B, H, W, C) -> (B, *output_size, C); None keeps an axis."""
+class LPPool2d(_LPPool):
+    """torch.nn.LPPool2d. (B, H, W, C) -> (B, H', W', C). Errors: `MaxPool1d`."""
 
     rank = 2
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v c"]:
-        return self._pool(x)
 
+class LPPool3d(_LPPool):
+    """torch.nn.LPPool3d. (B, D, H, W, C) -> (B, D', H', W', C). Errors: `MaxPool1d`."""
 
-class AdaptiveMaxPool1d(_AdaptiveMaxPool):
-    """torch.nn.AdaptiveMaxPool1d. (B, T, C) -> (B, output_size, C)."""
-
-    rank = 1
-
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b u c"]:
-        return self._pool(x)
-
-
-class AdaptiveMaxPool2d(_AdaptiveMaxPool):
-    """torch.nn.AdaptiveMaxPool2d. (B, H, W, C) -> (B, *output_size, C); None keeps an axis."""
-
-    rank = 2
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v c"]:
-        return self._pool(x)
-
-
-class Flatten(Module):
-    """(B, ...) -> (B, N) in torch's order: channels first."""
-
-    def __call__(self, x: Float[Array, "b ..."]) -> Float[Array, "b n"]:
-        # Globally pooled maps have only channels left, so nothing has to move.
-        flat = math.prod(x.shape[1:-1]) == 1
-        return (x if flat else jnp.moveaxis(x, -1, 1)).reshape(x.shape[0], -1)
+    rank = 3
 
 
 def first_max(x: Float[Array, "*shape"], axis: int) -> Float[Array, "*reduced"]:
     """The maximum along an axis; its gradient goes to the first of equal values, as torch's does."""
     index = jnp.expand_dims(jnp.argmax(jax.lax.stop_gradient(x), axis), axis)
     return jnp.take_along_axis(x, index, axis).squeeze(axis)
+
+
+def spatial_indices(shape: tuple[int, ...]) -> Int[Array, "1 *space 1"]:
+    """The index of each element of one channel of (B, *space, C), as torch numbers them."""
+    return jnp.arange(math.prod(shape[1:-1])).reshape(1, *shape[1:-1], 1)

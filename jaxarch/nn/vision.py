@@ -11,14 +11,16 @@ from jaxtyping import Array, Float
 from jaxarch.errors import UsageError
 from jaxarch.nn import init
 from jaxarch.nn.activation import Activation
+from jaxarch.nn.adaptive_pool import AdaptiveAvgPool2d, AdaptiveMaxPool2d
 from jaxarch.nn.containers import Sequential
 from jaxarch.nn.conv import Conv2d, check_channels, check_groups
 from jaxarch.nn.dropout import Dropout
+from jaxarch.nn.flatten import Flatten
 from jaxarch.nn.kernels import convolution
 from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Module, Perm, from_torch_layout, optional
 from jaxarch.nn.norm import BatchNorm2d
-from jaxarch.nn.pool import AdaptiveAvgPool2d, AdaptiveMaxPool2d, Flatten, first_max
+from jaxarch.nn.pool import first_max
 
 
 def conv_norm_activation(
