@@ -223,7 +223,7 @@ def compared(sample: Sample, mode: str) -> str:
         ours.train() if mode == "train" else ours.eval()
         if isinstance(theirs, LazyModuleMixin):
             theirs(*sample.inputs, **sample.named_inputs)
-            in_jax(sample, ours, {})
+            call(sample, ours)
         load_state_dict(ours, theirs.state_dict())
         expected, cotangents = in_torch(sample, theirs)
         return difference(expected, in_jax(sample, ours, cotangents))
@@ -256,8 +256,8 @@ def _finite(tensors: Arrays, expected: Arrays) -> Arrays:
     return {k: replaced(v, expected[k]) if k in expected else v for k, v in tensors.items()}
 
 
-def call(sample: Sample) -> Any:
-    """Our output for a sample."""
-    ours, axes = build_jax(sample.module, sample.args, sample.kwargs), AXES.get(sample.module, SAME)
-    inputs, named = _for_jax((sample.inputs, sample.named_inputs), axes)
+def call(sample: Sample, ours: Any = None) -> Any:
+    """Our output for a sample, of a new module if none is given."""
+    ours = build_jax(sample.module, sample.args, sample.kwargs) if ours is None else ours
+    inputs, named = _for_jax((sample.inputs, sample.named_inputs), AXES.get(sample.module, SAME))
     return ours(*inputs, **named)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from jaxarch.errors import ConversionError
+from jaxarch.nn.lazy import Lazy
 from jaxarch.nn.module import Module, Perm
 from jaxarch.state import join
 
@@ -22,8 +24,18 @@ class Row(NamedTuple):
 
 
 def layout(model: nnx.Module) -> list[Row]:
-    """The rows of a model, one for each leaf that a torch state_dict holds; random streams are omitted."""
+    """The rows of a model, one for each leaf that a torch state_dict holds; random streams are omitted.
+
+    Raises:
+        ConversionError: a lazy layer has had no input yet, and so has no parameters.
+    """
     owners = dict(nnx.iter_modules(model))
+    for path, owner in owners.items():
+        if isinstance(owner, Lazy):
+            name = type(owner).__name__
+            raise ConversionError(
+                f"{join(path) or 'the model'} is a {name} without parameters: call the model once"
+            )
     rows = []
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if isinstance(variable, nnx.RngState):

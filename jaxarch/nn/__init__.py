@@ -84,6 +84,21 @@ from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.kernels.lstm_cudnn import cudnn_lstm
 from jaxarch.nn.kernels.segments import segment_max, segment_mean, segment_softmax, segment_sum
 from jaxarch.nn.kernels.switches import use_kernel
+from jaxarch.nn.lazy import (
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LazyLinear,
+)
 from jaxarch.nn.linear import Bilinear, Identity, Linear
 from jaxarch.nn.loss import (
     BCELoss,
