@@ -10,7 +10,7 @@ from jaxarch import nn, reference
 from jaxarch.bench import OURS, Contest, jax_step, torch_step
 from jaxarch.convert import load_state_dict
 
-SIZE = {"input_size": 256, "hidden_size": 256, "num_layers": 2, "bidirectional": True}
+SIZE = {"input_size": 256, "hidden_size": 256, "num_layers": 2, "batch_first": True, "bidirectional": True}
 BATCH, STEPS = 32, 128
 
 

@@ -18,7 +18,7 @@ class AttnRNN(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, rngs: nnx.Rngs):
-        self.rnn = nn.GRU(input_size, hidden_size, rngs=rngs)
+        self.rnn = nn.GRU(input_size, hidden_size, batch_first=True, rngs=rngs)
         self.attn = nn.Linear(hidden_size, 1, rngs=rngs)
 
     def __call__(
@@ -27,7 +27,7 @@ class AttnRNN(nn.Module):
         lengths: Int[Array, " b"] | None = None,
         return_attention: bool = False,
     ) -> Float[Array, "b h"] | tuple[Float[Array, "b h"], Float[Array, "b t"]]:
-        hidden, _ = self.rnn(x, lengths)
+        hidden, _ = self.rnn(x, lengths=lengths)
         scores = self.attn(hidden)[..., 0]
         if lengths is not None:
             valid = nn.length_mask(lengths, x.shape[1])

@@ -20,11 +20,11 @@ class BiLSTM(nn.Module):
 
     def __init__(self, vocab_size: int, embed_dim: int, hidden_dim: int, *, rngs: nnx.Rngs):
         self.embed = nn.Embedding(vocab_size, embed_dim, rngs=rngs)
-        self.lstm = nn.LSTM(embed_dim, hidden_dim, bidirectional=True, rngs=rngs)
+        self.lstm = nn.LSTM(embed_dim, hidden_dim, batch_first=True, bidirectional=True, rngs=rngs)
         self.fc = nn.Linear(2 * hidden_dim, vocab_size, rngs=rngs)
 
     def __call__(
         self, ids: Int[Array, "b t"], state: State | None = None, lengths: Int[Array, " b"] | None = None
     ) -> tuple[Float[Array, "b t v"], State]:
-        hidden, state = self.lstm(self.embed(ids), lengths, state)
+        hidden, state = self.lstm(self.embed(ids), state, lengths=lengths)
         return self.fc(hidden), state

@@ -41,7 +41,7 @@ class CNNLSTMHybrid(nn.Module):
             )
             self.layers.append(layer)
             width = layer.out_channels
-        self.lstm = nn.LSTM(width, lstm_hidden_size, bidirectional=bidirectional, rngs=rngs)
+        self.lstm = nn.LSTM(width, lstm_hidden_size, batch_first=True, bidirectional=bidirectional, rngs=rngs)
         self.dropout = nn.Dropout(dropout, rngs=rngs)
         self.fc = nn.Linear(lstm_hidden_size * (2 if bidirectional else 1), num_classes, rngs=rngs)
 
@@ -53,5 +53,5 @@ class CNNLSTMHybrid(nn.Module):
         for layer in self.layers:
             x = x if valid is None else jnp.where(valid, x, 0)
             x = layer(x)
-        _, (final, _) = self.lstm(x, lengths)
+        _, (final, _) = self.lstm(x, lengths=lengths)
         return self.fc(self.dropout(jnp.concatenate(list(final), -1)))

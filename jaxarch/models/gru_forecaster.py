@@ -14,11 +14,11 @@ class GRUForecaster(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int, *, rngs: nnx.Rngs):
-        self.gru = nn.GRU(input_size, hidden_size, rngs=rngs)
+        self.gru = nn.GRU(input_size, hidden_size, batch_first=True, rngs=rngs)
         self.linear = nn.Linear(hidden_size, output_size, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b t i"], lengths: Int[Array, " b"] | None = None
     ) -> Float[Array, "b o"]:
-        _, final = self.gru(x, lengths)
+        _, final = self.gru(x, lengths=lengths)
         return self.linear(final[-1])

@@ -55,9 +55,11 @@ class HierarchicalAttentionNetwork(nn.Module):
     ):
         self.num_sentences, self.pad_token_id = num_sentences, pad_token_id
         self.embedding = nn.Embedding(vocab_size, embed_dim, padding_idx=pad_token_id, rngs=rngs)
-        self.word_gru = nn.GRU(embed_dim, hidden_size, bidirectional=True, rngs=rngs)
+        self.word_gru = nn.GRU(embed_dim, hidden_size, batch_first=True, bidirectional=True, rngs=rngs)
         self.word_attention = ContextAttention(2 * hidden_size, rngs=rngs)
-        self.sentence_gru = nn.GRU(2 * hidden_size, hidden_size, bidirectional=True, rngs=rngs)
+        self.sentence_gru = nn.GRU(
+            2 * hidden_size, hidden_size, batch_first=True, bidirectional=True, rngs=rngs
+        )
         self.sentence_attention = ContextAttention(2 * hidden_size, rngs=rngs)
         self.dropout = nn.Dropout(dropout, rngs=rngs)
         self.fc = nn.Linear(2 * hidden_size, num_classes, rngs=rngs)
@@ -96,5 +98,5 @@ class HierarchicalAttentionNetwork(nn.Module):
         self, gru: nn.GRU, attention: ContextAttention, x: Float[Array, "n t d"], mask: Bool[Array, "n t"]
     ) -> tuple[Float[Array, "n h"], Float[Array, "n t"]]:
         # The recurrent layers refuse a length of zero; the attention leaves out the one step read instead.
-        hidden, _ = gru(x, jnp.maximum(mask.sum(-1), 1))
+        hidden, _ = gru(x, lengths=jnp.maximum(mask.sum(-1), 1))
         return attention(hidden, mask)

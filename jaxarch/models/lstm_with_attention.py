@@ -36,6 +36,7 @@ class LSTMWithAttention(nn.Module):
             input_size,
             hidden_size,
             num_layers,
+            batch_first=True,
             dropout=dropout if num_layers > 1 else 0.0,
             bidirectional=bidirectional,
             rngs=rngs,
@@ -47,5 +48,5 @@ class LSTMWithAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "b t i"], lengths: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t h"]:
-        hidden, _ = self.lstm(x, lengths)
+        hidden, _ = self.lstm(x, lengths=lengths)
         return self.dropout(self.attention(hidden, lengths=lengths))

@@ -70,11 +70,11 @@ class Seq2SeqRNN(nn.Module):
         if attention_type not in ATTENTIONS:
             raise unknown("attention_type", attention_type, ATTENTIONS)
         self.src_embedding = nn.Embedding(src_vocab_size, embed_dim, rngs=rngs)
-        self.encoder = nn.GRU(embed_dim, hidden_size, bidirectional=True, rngs=rngs)
+        self.encoder = nn.GRU(embed_dim, hidden_size, batch_first=True, bidirectional=True, rngs=rngs)
         self.memory = nn.Linear(2 * hidden_size, hidden_size, rngs=rngs)
         self.bridge = nn.Linear(2 * hidden_size, hidden_size, rngs=rngs)
         self.tgt_embedding = nn.Embedding(tgt_vocab_size, embed_dim, rngs=rngs)
-        self.decoder = nn.GRU(embed_dim, hidden_size, rngs=rngs)
+        self.decoder = nn.GRU(embed_dim, hidden_size, batch_first=True, rngs=rngs)
         self.attention = Attention(hidden_size, attention_type, rngs=rngs)
         self.combine = nn.Linear(2 * hidden_size, hidden_size, rngs=rngs)
         self.fc = nn.Linear(hidden_size, tgt_vocab_size, rngs=rngs)
@@ -113,7 +113,7 @@ class Seq2SeqRNN(nn.Module):
 
     def encode(self, src: Int[Array, "b s"], lengths: Int[Array, " b"] | None = None) -> Memory:
         """-> memory (B, S, hidden_size), the decoder's first state (1, B, hidden_size), mask (B, S) or None."""
-        hidden, final = self.encoder(self.dropout(self.src_embedding(src)), lengths)
+        hidden, final = self.encoder(self.dropout(self.src_embedding(src)), lengths=lengths)
         state = jnp.tanh(self.bridge(jnp.concatenate([final[0], final[1]], -1)))[None]
         mask = None if lengths is None else nn.length_mask(lengths, src.shape[1])
         return self.memory(hidden), state, mask
@@ -126,7 +126,7 @@ class Seq2SeqRNN(nn.Module):
         mask: Bool[Array, "b s"] | None,
     ) -> tuple[Float[Array, "b t v"], Float[Array, "1 b h"], Float[Array, "b t s"]]:
         """Embedded tokens (B, T, embed_dim) from a state on -> logits, state, weights (B, T, S)."""
-        hidden, state = self.decoder(x, None, state)
+        hidden, state = self.decoder(x, state)
         context, weights = self.attention(hidden, memory, mask)
         combined = jnp.tanh(self.combine(jnp.concatenate([context, hidden], -1)))
         return self.fc(combined), state, weights

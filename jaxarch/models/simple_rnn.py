@@ -14,11 +14,11 @@ class SimpleRNN(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int, *, rngs: nnx.Rngs):
-        self.rnn = nn.RNN(input_size, hidden_size, rngs=rngs)
+        self.rnn = nn.RNN(input_size, hidden_size, batch_first=True, rngs=rngs)
         self.fc = nn.Linear(hidden_size, output_size, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b t i"], lengths: Int[Array, " b"] | None = None
     ) -> Float[Array, "b o"]:
-        _, final = self.rnn(x, lengths)
+        _, final = self.rnn(x, lengths=lengths)
         return self.fc(final[-1])

@@ -204,6 +204,7 @@ from jaxarch.nn.position import (
 from jaxarch.nn.quantize import Quantized, VectorQuantizer
 from jaxarch.nn.response_norm import LocalResponseNorm
 from jaxarch.nn.rnn import GRU, LSTM, RNN
+from jaxarch.nn.rnn_cell import GRUCell, LSTMCell, RNNCell
 from jaxarch.nn.self_attention import SelfAttention, SelfAttentionBlock
 from jaxarch.nn.sequence_pooling import Pooling
 from jaxarch.nn.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle

@@ -30,7 +30,7 @@ def drawn(*shape):
 
 
 def sequence(layer, x, lengths):
-    y, final = layer(x, lengths)
+    y, final = layer(x, lengths=lengths)
     return {"y": y, "final": final}
 
 
@@ -103,8 +103,8 @@ PAIRS = {
     "embedding": pair_of("Embedding", (5, 3, 2), inputs={"x": IDS}),
     "se": pair_of("SEBlock", (4, 2), **IMAGE),
     "residual": pair_of("ResidualBlock", (4, 8, 2), **IMAGE),
-    "lstm": pair_of("LSTM", (4, 3), {"bidirectional": True}, **SEQUENCE),
-    "gru": pair_of("GRU", (4, 3), {"bidirectional": True}, **SEQUENCE),
+    "lstm": pair_of("LSTM", (4, 3), {"batch_first": True, "bidirectional": True}, **SEQUENCE),
+    "gru": pair_of("GRU", (4, 3), {"batch_first": True, "bidirectional": True}, **SEQUENCE),
     "attention": pair_of("MultiHeadAttention", (8, 2), with_config(causal=True), **TEXT, call=attend),
     "rope": pair_of("MultiHeadAttention", (8, 2), with_config(position="rope"), **TEXT, call=attend),
     "relative": pair_of("MultiHeadAttention", (8, 2, 0.0, "relative", 2), **TEXT, call=attend),
@@ -187,7 +187,7 @@ def reset_before(original):
 
 def without_last(original):
     """Recurrence that forgets the lengths: the state is updated by the padding."""
-    return lambda cell, xs, w, b, s, masks: original(cell, xs, w, b, s, tuple(None for _ in masks))
+    return lambda cell, xs, w, b, s, masks, p: original(cell, xs, w, b, s, (None,) * len(masks), p)
 
 
 def adam_with(**changed):

@@ -35,17 +35,18 @@ def build(kind, **arguments):
         arguments["nonlinearity"] = kind
     torch.manual_seed(0)
     theirs = getattr(torch.nn, KINDS[kind])(WIDTH, HIDDEN, batch_first=True, **arguments).double()
-    twin = getattr(reference, KINDS[kind])(WIDTH, HIDDEN, **arguments).double()
+    twin = getattr(reference, KINDS[kind])(WIDTH, HIDDEN, batch_first=True, **arguments).double()
     twin.load_state_dict(theirs.state_dict())
-    ours = getattr(nn, KINDS[kind])(WIDTH, HIDDEN, **arguments, rngs=nnx.Rngs(0))
+    ours = getattr(nn, KINDS[kind])(WIDTH, HIDDEN, batch_first=True, **arguments, rngs=nnx.Rngs(0))
     load_state_dict(ours, theirs.state_dict())
     return theirs, twin, ours
 
 
 def initial(kind, layer, batch=BATCH):
     """An initial state drawn for a torch layer, as a tuple of arrays."""
-    dirs = 2 if layer.bidirectional else 1
-    return tuple(draw(7 + k, layer.num_layers * dirs, batch, HIDDEN) for k in range(1 + (kind == "LSTM")))
+    count = layer.num_layers * (2 if layer.bidirectional else 1)
+    sizes = (layer.proj_size or HIDDEN, HIDDEN)[: 1 + (kind == "LSTM")]
+    return tuple(draw(7 + k, count, batch, size) for k, size in enumerate(sizes))
 
 
 def form(kind, states):
@@ -68,7 +69,7 @@ def torch_run(layer, x, lengths=None, states=None):
 
 
 def jax_run(layer, x, lengths=None, states=None):
-    return leaves(*layer(x, lengths, states))
+    return leaves(*layer(x, states, lengths=lengths))
 
 
 def inputs_of(kind, lengths, states):
@@ -104,9 +105,37 @@ def test_torch_equals_jax(kind, arguments, lengths, carried):
     with torch.no_grad():  # and torchref's twin is torch.nn
         x = torch.tensor(draw(1, BATCH, STEPS, WIDTH))
         start = None if states is None else form(kind, [torch.tensor(s) for s in states])
-        again = leaves(*twin(x, None if lengths is None else torch.tensor(lengths), start))
+        again = leaves(*twin(x, start, lengths=None if lengths is None else torch.tensor(lengths)))
         for a, b in zip(again, torch_run(theirs, x, lengths, start), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_projected(bias):
+    """proj_size with lengths, states, both directions and layers; the cell state keeps its width."""
+    theirs, twin, ours = build("LSTM", **DEEP, proj_size=2, bias=bias, dropout=0.5)
+    theirs.eval()
+    ours.eval()
+    states = initial("LSTM", theirs)
+    assert_layers_agree(theirs, jax_vjp(ours, jax_run), inputs_of("LSTM", UNSORTED, states))
+    x, start = torch.tensor(draw(1, BATCH, STEPS, WIDTH)), [torch.tensor(s) for s in states]
+    twin.drop.p = 0.0  # train mode takes the twin's own path, layer by layer
+    again = leaves(*twin(x, tuple(start), lengths=torch.tensor(UNSORTED)))
+    for a, b in zip(again, torch_run(theirs, x, UNSORTED, tuple(start)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_without_a_batch_axis(batch_first):
+    """(T, input_size) is a batch of one, in both orders, with states and without."""
+    layer = nn.LSTM(WIDTH, HIDDEN, batch_first=batch_first, **DEEP, proj_size=2, rngs=nnx.Rngs(0))
+    theirs = torch.nn.LSTM(WIDTH, HIDDEN, batch_first=batch_first, **DEEP, proj_size=2).double()
+    load_state_dict(layer, theirs.state_dict())
+    x, states = draw(1, STEPS, WIDTH), tuple(s[:, 0] for s in initial("LSTM", theirs))
+    for hx in (None, states):
+        given = None if hx is None else tuple(map(torch.tensor, hx))
+        expected = leaves(*theirs(torch.tensor(x), given))
+        assert_close(leaves(*layer(jnp.asarray(x), jax.tree.map(jnp.asarray, hx))), expected)
 
 
 @functools.cache
@@ -183,11 +212,11 @@ def test_jit_equals_eager_and_time_major_is_the_same():
     x, lengths = jnp.asarray(draw(1, BATCH, STEPS, WIDTH)), jnp.asarray(UNSORTED)
     for kind in ("LSTM", "GRU"):
         _, ours, _ = deep(kind)
-        eager = leaves(*ours(x, lengths))
-        jitted = leaves(*nnx.jit(lambda m, *a: m(*a))(ours, x, lengths))
-        other = getattr(nn, kind)(WIDTH, HIDDEN, batch_first=False, **DEEP, rngs=nnx.Rngs(1))
+        eager = leaves(*ours(x, lengths=lengths))
+        jitted = leaves(*nnx.jit(lambda m, x, n: m(x, lengths=n))(ours, x, lengths))
+        other = getattr(nn, kind)(WIDTH, HIDDEN, **DEEP, rngs=nnx.Rngs(1))
         load_state_dict(other, to_state_dict(ours))
-        outputs, final = other(x.swapaxes(0, 1), lengths)
+        outputs, final = other(x.swapaxes(0, 1), lengths=lengths)
         assert_close(eager, jitted)
         assert_close(leaves(outputs.swapaxes(0, 1), final), eager)
 
@@ -197,7 +226,7 @@ def test_a_sequence_cut_in_two_is_one(kind):
     _, _, ours = build(kind, num_layers=2)
     x = jnp.asarray(draw(1, BATCH, STEPS, WIDTH))
     first, carried = ours(x[:, :2])
-    second, final = ours(x[:, 2:], None, carried)
+    second, final = ours(x[:, 2:], carried)
     assert_close(leaves(jnp.concatenate([first, second], 1), final), leaves(*ours(x)))
 
 
@@ -206,7 +235,7 @@ def test_what_cudnn_is_given(bias, monkeypatch, caplog):
     """JAX's reference in the kernel's place: the packed weights mean what the layer's mean, gradients too."""
     from jax.experimental import rnn as experimental
 
-    layer = nn.LSTM(WIDTH, HIDDEN, **DEEP, bias=bias, batch_first=False, rngs=nnx.Rngs(0))
+    layer = nn.LSTM(WIDTH, HIDDEN, **DEEP, bias=bias, rngs=nnx.Rngs(0))
     graph, params, rest = state.split(layer)
     params = {k: v.astype(jnp.float32) for k, v in params.items()}
     x = jnp.asarray(draw(1, STEPS, BATCH, WIDTH), jnp.float32)
@@ -220,18 +249,18 @@ def test_what_cudnn_is_given(bias, monkeypatch, caplog):
         return experimental.lstm_ref(x, h, c, *parts, lengths, *shape, dropout, both)
 
     def loss(params):
-        y, (h, c) = state.merge(graph, params, rest)(x, None, states)
+        y, (h, c) = state.merge(graph, params, rest)(x, states)
         return (y**2).sum() + jnp.sin(h).sum() + jnp.cos(c).sum()
 
     expected = jax.jit(jax.value_and_grad(loss))(params)
     monkeypatch.setattr(experimental, "lstm", kernel)
     monkeypatch.setattr(lstm_cudnn, "_reported", set())
     monkeypatch.setitem(switches._ENABLED, "lstm_cudnn", True)
-    layer(x.astype(float))
+    state.merge(graph, {k: v.astype(float) for k, v in params.items()}, rest)(x.astype(float))
     assert "not by cuDNN, but by XLA: no CUDA GPU; not float32" in caplog.text
     monkeypatch.setattr(lstm_cudnn, "_has_cuda", lambda: True)
     narrow = state.merge(graph, params, rest)
-    narrow(x, jnp.full(BATCH, 2))
+    narrow(x, lengths=jnp.full(BATCH, 2))
     assert not used
     found = jax.jit(jax.value_and_grad(loss))(params)
     assert used == [(WIDTH, HIDDEN, 2, 0.0, True)]
@@ -267,17 +296,17 @@ def test_dropout_between_layers(kind):
     twin.train()
     mask = np.random.default_rng(3).random((BATCH, STEPS, 2 * HIDDEN)) < 0.5
     twin.drop.forward = lambda y: y * torch.tensor(mask) * 2
-    expected = leaves(*twin(torch.tensor(x), lengths))
+    expected = leaves(*twin(torch.tensor(x), lengths=lengths))
     assert nn.label_dropouts(ours) == ["drop"]
     ours.train()
     with nn.inject_masks({"drop": [jnp.asarray(mask)]}):
-        outputs = leaves(*ours(jnp.asarray(x), jnp.asarray(UNSORTED)))
+        outputs = leaves(*ours(jnp.asarray(x), lengths=jnp.asarray(UNSORTED)))
     assert_close(outputs, expected)
     ours.eval()
     twin.eval()  # torch's fused path
-    still = leaves(*twin(torch.tensor(x), lengths))
+    still = leaves(*twin(torch.tensor(x), lengths=lengths))
     assert not torch.allclose(still[0], expected[0])
-    assert_close(leaves(*ours(jnp.asarray(x), jnp.asarray(UNSORTED))), still)
+    assert_close(leaves(*ours(jnp.asarray(x), lengths=jnp.asarray(UNSORTED))), still)
 
 
 def test_initialiser_is_torchs():
@@ -293,10 +322,11 @@ def test_initialiser_is_torchs():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_dtype_is_kept(kind, dtype):
-    graph, params, rest = state.split(getattr(nn, kind)(WIDTH, HIDDEN, rngs=nnx.Rngs(0)))
+    graph, params, rest = state.split(getattr(nn, kind)(WIDTH, HIDDEN, batch_first=True, rngs=nnx.Rngs(0)))
 
     def loss(params):
-        outputs, _ = state.merge(graph, params, rest)(jnp.ones((2, STEPS, WIDTH), dtype), jnp.array([2, 1]))
+        x = jnp.ones((2, STEPS, WIDTH), dtype)
+        outputs, _ = state.merge(graph, params, rest)(x, lengths=jnp.array([2, 1]))
         assert outputs.dtype == dtype
         return outputs.sum()
 
@@ -305,19 +335,27 @@ def test_dtype_is_kept(kind, dtype):
 
 
 def test_errors():
-    layer = nn.LSTM(WIDTH, HIDDEN, rngs=nnx.Rngs(0))
+    layer = nn.LSTM(WIDTH, HIDDEN, batch_first=True, rngs=nnx.Rngs(0))
     x = jnp.zeros((2, STEPS, WIDTH))
     with pytest.raises(DataError, match="length 0 of row 1"):
-        layer(x, jnp.array([1, 0]))
+        layer(x, lengths=jnp.array([1, 0]))
     with pytest.raises(DataError, match="length 7 of row 0"):
-        layer(x, jnp.array([7, 1]))
+        layer(x, lengths=jnp.array([7, 1]))
     with pytest.raises(DataError, match="lengths has shape"):
-        layer(x, jnp.array([1, 1, 1]))
+        layer(x, lengths=jnp.array([1, 1, 1]))
     with pytest.raises(DataError, match="2 features, input_size is 3"):
         layer(x[..., :2])
     with pytest.raises(DataError, match="initial state has shape"):
-        layer(x, None, (jnp.zeros((1, 3, HIDDEN)),) * 2)
-    with pytest.raises(UsageError, match=r"dropout 0\.5"):
+        layer(x, (jnp.zeros((1, 3, HIDDEN)),) * 2)
+    with pytest.raises(DataError, match="lengths has shape"):
+        layer(x[0], lengths=jnp.array([1]))
+    with pytest.raises(DataError, match="3 axes, or 2 without a batch"):
+        layer(x[0, 0])
+    with pytest.raises(DataError, match="input or hx is float32, the weights are float64"):
+        layer(x.astype(jnp.float32))
+    with pytest.raises(UsageError, match="proj_size must be in"):
+        nn.LSTM(WIDTH, HIDDEN, proj_size=HIDDEN, rngs=nnx.Rngs(0))
+    with pytest.warns(UserWarning, match=r"dropout 0\.5"):
         nn.GRU(WIDTH, HIDDEN, dropout=0.5, rngs=nnx.Rngs(0))
     with pytest.raises(UsageError, match="positive"):
         nn.GRU(WIDTH, 0, rngs=nnx.Rngs(0))

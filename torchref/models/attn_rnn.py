@@ -14,13 +14,13 @@ class AttnRNN(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()
-        self.rnn = nn.GRU(input_size, hidden_size)
+        self.rnn = nn.GRU(input_size, hidden_size, batch_first=True)
         self.attn = nn.Linear(hidden_size, 1)
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, return_attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        hidden, _ = self.rnn(x, lengths)
+        hidden, _ = self.rnn(x, lengths=lengths)
         scores = self.attn(hidden)[..., 0]
         if lengths is not None:
             valid = nn.length_mask(lengths, x.shape[1])

@@ -15,11 +15,11 @@ class BiLSTM(nn.Module):
     def __init__(self, vocab_size: int, embed_dim: int, hidden_dim: int):
         super().__init__()
         self.embed = nn.Embedding(vocab_size, embed_dim)
-        self.lstm = nn.LSTM(embed_dim, hidden_dim, bidirectional=True)
+        self.lstm = nn.LSTM(embed_dim, hidden_dim, batch_first=True, bidirectional=True)
         self.fc = nn.Linear(2 * hidden_dim, vocab_size)
 
     def forward(
         self, ids: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        hidden, state = self.lstm(self.embed(ids), lengths, state)
+        hidden, state = self.lstm(self.embed(ids), state, lengths=lengths)
         return self.fc(hidden), state

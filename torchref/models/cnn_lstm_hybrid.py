@@ -34,7 +34,7 @@ class CNNLSTMHybrid(nn.Module):
             layer = nn.ParallelConv1d(width, hidden_dim, kernel_sizes, dropout=dropout, batch_norm=False)
             self.layers.append(layer)
             width = layer.out_channels
-        self.lstm = nn.LSTM(width, lstm_hidden_size, bidirectional=bidirectional)
+        self.lstm = nn.LSTM(width, lstm_hidden_size, batch_first=True, bidirectional=bidirectional)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(lstm_hidden_size * (2 if bidirectional else 1), num_classes)
 
@@ -44,5 +44,5 @@ class CNNLSTMHybrid(nn.Module):
         for layer in self.layers:
             x = x if past is None else x.masked_fill(past, 0)
             x = layer(x.transpose(1, 2)).transpose(1, 2)
-        _, (final, _) = self.lstm(x, lengths)
+        _, (final, _) = self.lstm(x, lengths=lengths)
         return self.fc(self.dropout(torch.cat(list(final), -1)))

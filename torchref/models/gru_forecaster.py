@@ -10,9 +10,9 @@ class GRUForecaster(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int):
         super().__init__()
-        self.gru = nn.GRU(input_size, hidden_size)
+        self.gru = nn.GRU(input_size, hidden_size, batch_first=True)
         self.linear = nn.Linear(hidden_size, output_size)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        _, final = self.gru(x, lengths)
+        _, final = self.gru(x, lengths=lengths)
         return self.linear(final[-1])

@@ -46,9 +46,9 @@ class HierarchicalAttentionNetwork(nn.Module):
         super().__init__()
         self.num_sentences, self.pad_token_id = num_sentences, pad_token_id
         self.embedding = nn.Embedding(vocab_size, embed_dim, padding_idx=pad_token_id)
-        self.word_gru = nn.GRU(embed_dim, hidden_size, bidirectional=True)
+        self.word_gru = nn.GRU(embed_dim, hidden_size, batch_first=True, bidirectional=True)
         self.word_attention = ContextAttention(2 * hidden_size)
-        self.sentence_gru = nn.GRU(2 * hidden_size, hidden_size, bidirectional=True)
+        self.sentence_gru = nn.GRU(2 * hidden_size, hidden_size, batch_first=True, bidirectional=True)
         self.sentence_attention = ContextAttention(2 * hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2 * hidden_size, num_classes)
@@ -87,5 +87,5 @@ class HierarchicalAttentionNetwork(nn.Module):
         self, gru: nn.GRU, attention: ContextAttention, x: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         # The recurrent layers refuse a length of zero; the attention leaves out the one step read instead.
-        hidden, _ = gru(x, mask.sum(-1).clamp(min=1))
+        hidden, _ = gru(x, lengths=mask.sum(-1).clamp(min=1))
         return attention(hidden, mask)

@@ -29,6 +29,7 @@ class LSTMWithAttention(nn.Module):
             input_size,
             hidden_size,
             num_layers,
+            batch_first=True,
             dropout=dropout if num_layers > 1 else 0.0,
             bidirectional=bidirectional,
         )
@@ -37,5 +38,5 @@ class LSTMWithAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        hidden, _ = self.lstm(x, lengths)
+        hidden, _ = self.lstm(x, lengths=lengths)
         return self.dropout(self.attention(hidden, lengths=lengths))

@@ -58,11 +58,11 @@ class Seq2SeqRNN(nn.Module):
         if attention_type not in ATTENTIONS:
             raise ValueError(f"unknown attention_type {attention_type!r}: known: {', '.join(ATTENTIONS)}")
         self.src_embedding = nn.Embedding(src_vocab_size, embed_dim)
-        self.encoder = nn.GRU(embed_dim, hidden_size, bidirectional=True)
+        self.encoder = nn.GRU(embed_dim, hidden_size, batch_first=True, bidirectional=True)
         self.memory = nn.Linear(2 * hidden_size, hidden_size)
         self.bridge = nn.Linear(2 * hidden_size, hidden_size)
         self.tgt_embedding = nn.Embedding(tgt_vocab_size, embed_dim)
-        self.decoder = nn.GRU(embed_dim, hidden_size)
+        self.decoder = nn.GRU(embed_dim, hidden_size, batch_first=True)
         self.attention = Attention(hidden_size, attention_type)
         self.combine = nn.Linear(2 * hidden_size, hidden_size)
         self.fc = nn.Linear(hidden_size, tgt_vocab_size)
@@ -97,7 +97,7 @@ class Seq2SeqRNN(nn.Module):
 
     def encode(self, src: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """-> memory (B, S, hidden_size), the decoder's first state (1, B, hidden_size), mask (B, S) or None."""
-        hidden, final = self.encoder(self.dropout(self.src_embedding(src)), lengths)
+        hidden, final = self.encoder(self.dropout(self.src_embedding(src)), lengths=lengths)
         state = self.bridge(torch.cat([final[0], final[1]], -1)).tanh()[None]
         mask = None if lengths is None else nn.length_mask(lengths, src.shape[1])
         return self.memory(hidden), state, mask
@@ -106,7 +106,7 @@ class Seq2SeqRNN(nn.Module):
         self, x: Tensor, state: Tensor, memory: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Embedded tokens (B, T, embed_dim) from a state on -> logits, state, weights (B, T, S)."""
-        hidden, state = self.decoder(x, None, state)
+        hidden, state = self.decoder(x, state)
         context, weights = self.attention(hidden, memory, mask)
         return self.fc(self.combine(torch.cat([context, hidden], -1)).tanh()), state, weights
 

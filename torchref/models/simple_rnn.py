@@ -10,9 +10,9 @@ class SimpleRNN(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int):
         super().__init__()
-        self.rnn = nn.RNN(input_size, hidden_size)
+        self.rnn = nn.RNN(input_size, hidden_size, batch_first=True)
         self.fc = nn.Linear(hidden_size, output_size)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        _, final = self.rnn(x, lengths)
+        _, final = self.rnn(x, lengths=lengths)
         return self.fc(final[-1])

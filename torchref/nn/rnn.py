@@ -1,4 +1,4 @@
-"""torch.nn's RNN, LSTM and GRU, batch-first, with lengths in the call and dropout as a module.
+"""torch.nn's RNN, LSTM and GRU, with lengths in the call and dropout as a module.
 
 They run layer by layer while dropout acts between layers, so that `drop`'s mask can be injected, and
 through torch's fused path otherwise.
@@ -19,8 +19,8 @@ State = Tensor | tuple[Tensor, ...]
 class _Recurrent:
     """The methods that RNN, LSTM and GRU share, mixed into torch's classes, whose forward they call.
 
-    x (B, T, input_size), lengths (B,) in [1, T] or None, initial_state as torch's or None
-    -> outputs (B, T, hidden_size * dirs), zero at and past the length; final states.
+    input and hx as torch's, lengths (B,) in [1, T] or None
+    -> outputs as torch's, zero at and past the length; final states.
     """
 
     torch_class: Any
@@ -32,6 +32,7 @@ class _Recurrent:
     batch_first: bool
     dropout: float
     bidirectional: bool
+    proj_size: int
     training: bool
 
     def _run(self, x: Tensor, lengths: Tensor | None, states: State | None) -> tuple[Tensor, Any]:
@@ -60,8 +61,11 @@ class _Recurrent:
 
     def _layer(self, layer: int) -> Callable[[Any, State | None], Any]:
         """One layer as a function of this module's parameters."""
-        width = self.input_size if layer == 0 else self.hidden_size * (2 if self.bidirectional else 1)
-        extra = {"nonlinearity": self.nonlinearity} if isinstance(self, RNN) else {}
+        hidden = self.proj_size or self.hidden_size
+        width = self.input_size if layer == 0 else hidden * (2 if self.bidirectional else 1)
+        extra: dict[str, Any] = {"nonlinearity": self.nonlinearity} if isinstance(self, RNN) else {}
+        if isinstance(self, LSTM):
+            extra = {"proj_size": self.proj_size}
         single = self.torch_class(
             width,
             self.hidden_size,
@@ -95,7 +99,7 @@ class RNN(_Recurrent, torch.nn.RNN):
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         bias: bool = True,
-        batch_first: bool = True,
+        batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
     ):
@@ -112,9 +116,9 @@ class RNN(_Recurrent, torch.nn.RNN):
         self.drop = Dropout(dropout)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None
+        self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self._run(x, lengths, initial_state)
+        return self._run(input, lengths, hx)
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):
@@ -128,9 +132,10 @@ class LSTM(_Recurrent, torch.nn.LSTM):
         hidden_size: int,
         num_layers: int = 1,
         bias: bool = True,
-        batch_first: bool = True,
+        batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
     ):
         super().__init__(
             input_size,
@@ -140,13 +145,14 @@ class LSTM(_Recurrent, torch.nn.LSTM):
             batch_first=batch_first,
             dropout=dropout,
             bidirectional=bidirectional,
+            proj_size=proj_size,
         )
         self.drop = Dropout(dropout)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, lengths: Tensor | None = None, initial_state: tuple[Tensor, Tensor] | None = None
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        return self._run(x, lengths, initial_state)
+        return self._run(input, lengths, hx)
 
 
 class GRU(_Recurrent, torch.nn.GRU):
@@ -160,7 +166,7 @@ class GRU(_Recurrent, torch.nn.GRU):
         hidden_size: int,
         num_layers: int = 1,
         bias: bool = True,
-        batch_first: bool = True,
+        batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
     ):
@@ -176,6 +182,6 @@ class GRU(_Recurrent, torch.nn.GRU):
         self.drop = Dropout(dropout)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, lengths: Tensor | None = None, initial_state: Tensor | None = None
+        self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self._run(x, lengths, initial_state)
+        return self._run(input, lengths, hx)

@@ -24,14 +24,17 @@ def cudnn_lstm(on: bool = True) -> None:
     """Let `LSTM` use cuDNN where it fits: `use_kernel("lstm_cudnn", on)`.
 
     It fits on a CUDA GPU, in float32 (where cuDNN may use TF32, as JAX's products do: see
-    jax_default_matmul_precision), without `lengths`, without dropout between layers. Whether it is used, and
-    why not, is logged.
+    jax_default_matmul_precision), without `lengths`, projection, or dropout between layers. Whether it is used,
+    and why not, is logged.
     """
     use_kernel("lstm_cudnn", on)
 
 
-def serves(x: Array, weight: Array, lengths: Array | None, drops: bool) -> bool:
-    """Whether cuDNN computes a call; `drops` says that dropout is active between layers."""
+def serves(x: Array, weight: Array, lengths: Array | None, drops: bool, projects: bool = False) -> bool:
+    """Whether cuDNN computes a call.
+
+    `drops` says that dropout is active between layers, `projects` that the hidden state is projected.
+    """
     if not is_enabled("lstm_cudnn"):
         return False
     checks = {
@@ -39,6 +42,7 @@ def serves(x: Array, weight: Array, lengths: Array | None, drops: bool) -> bool:
         "not float32": any(v.dtype != jnp.float32 for v in (x, weight)),
         "lengths are given": lengths is not None,
         "dropout between layers": drops,
+        "a projection": projects,
     }
     obstacles = tuple(name for name, present in checks.items() if present)
     if obstacles not in _reported:

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxarch.nn.kernels.switches import is_enabled
 
-# T time, B batch, H hidden, G gates * hidden. An array of one step is (B, ...), one of all steps (T, B, ...).
-State = tuple[Float[Array, "... B H"], ...]
+# T time, B batch, H hidden, P projected hidden, G gates * hidden. An array of one step is (B, ...), one of all
+# steps (T, B, ...).
+State = tuple[Float[Array, "... B _"], ...]
 Residuals = tuple[Array, ...]
 Derivatives = tuple[Any, ...]
 # An entry per direction.
@@ -122,7 +123,13 @@ def zero_past_end(mask: Bool[Array, "*batch 1"] | None, values: Tree) -> Tree:
 
 @functools.partial(jax.jit, static_argnums=0)
 def scan(
-    cell: Cell, xs: Arrays, weights: Arrays, biases: OptionalArrays, states: States, masks: OptionalArrays
+    cell: Cell,
+    xs: Arrays,
+    weights: Arrays,
+    biases: OptionalArrays,
+    states: States,
+    masks: OptionalArrays,
+    projections: Arrays | None = None,
 ) -> tuple[States, States, tuple[Residuals, ...]]:
     """Run a cell over time, plainly: JAX can differentiate this too, but more slowly than `recur`.
 
@@ -133,16 +140,22 @@ def scan(
         xs: the inputs' products (T, B, G), each in its direction's order of time.
         weights: (G, H). biases: (H,) or None, what the cell adds to the hidden's product.
         states: the initial states, tuples of (B, H). masks: (T, B, 1) bool, or None.
+        projections: (P, H), by which the new hidden state becomes (B, P), as an LSTM's with proj_size.
 
     Returns:
         final states, the states after every step (T, B, H), the residuals of every step.
     """
     transposed = tuple(weight.T for weight in weights)
+    projected = projections or (None,) * len(weights)
 
     def step(states: States, inputs: tuple[Arrays, OptionalArrays]) -> tuple[States, Any]:
         new_states, residuals = [], []
-        for state, weight, bias, x, mask in zip(states, transposed, biases, *inputs, strict=True):
+        for state, weight, bias, projection, x, mask in zip(
+            states, transposed, biases, projected, *inputs, strict=True
+        ):
             new_state, residual = cell.forward(x, state[0] @ weight, bias, state)
+            if projection is not None:
+                new_state = (new_state[0] @ projection.T, *new_state[1:])
             new_states.append(select(mask, new_state, state))
             residuals.append(residual)
         return tuple(new_states), (tuple(new_states), tuple(residuals))
@@ -152,11 +165,22 @@ def scan(
 
 
 def recur(
-    cell: Cell, xs: Arrays, weights: Arrays, biases: OptionalArrays, states: States, masks: OptionalArrays
+    cell: Cell,
+    xs: Arrays,
+    weights: Arrays,
+    biases: OptionalArrays,
+    states: States,
+    masks: OptionalArrays,
+    projections: Arrays | None = None,
 ) -> tuple[States, Arrays]:
-    """Run a cell over time: arguments as `scan` -> (final states, hidden states of every step (T, B, H))."""
-    run = _recur if is_enabled("recurrent") else _recur.fun
-    return run(cell, xs, weights, biases, states, masks)
+    """Run a cell over time: arguments as `scan` -> (final states, hidden states of every step (T, B, H)).
+
+    With projections JAX differentiates the scan: the backward pass by hand does not know them.
+    """
+    if is_enabled("recurrent") and projections is None:
+        return _recur(cell, xs, weights, biases, states, masks)
+    final, new_states, _ = scan(cell, xs, weights, biases, states, masks, projections)
+    return final, tuple(state[0] for state in new_states)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
