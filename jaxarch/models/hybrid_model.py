@@ -55,7 +55,7 @@ class HybridModel(nn.Module):
     ):
         self.cnn = ResNetFeatures(input_channels, base_channels, layers, rngs=rngs)
         self.transformer = nn.TransformerEncoderLayer(
-            8 * base_channels, nhead, dim_feedforward, dropout, rngs=rngs
+            8 * base_channels, nhead, dim_feedforward, dropout, batch_first=True, rngs=rngs
         )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:

@@ -31,7 +31,9 @@ class EncoderBlock(nn.Module):
         rngs: nnx.Rngs,
     ):
         self.ln_1 = nn.LayerNorm(hidden_dim, EPS, rngs=rngs)
-        self.self_attention: Any = nn.MultiheadAttention(hidden_dim, num_heads, attention_dropout, rngs=rngs)
+        self.self_attention: Any = nn.MultiheadAttention(
+            hidden_dim, num_heads, attention_dropout, batch_first=True, rngs=rngs
+        )
         self.dropout = nn.Dropout(dropout, rngs=rngs)
         self.ln_2 = nn.LayerNorm(hidden_dim, EPS, rngs=rngs)
         self.mlp = nn.Sequential(
@@ -43,7 +45,9 @@ class EncoderBlock(nn.Module):
         )
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        x = x + self.dropout(self.self_attention(self.ln_1(x)))
+        y = self.ln_1(x)
+        y, _ = self.self_attention(y, y, y, need_weights=False)
+        x = x + self.dropout(y)
         return x + self.mlp(self.ln_2(x))
 
 

@@ -40,6 +40,13 @@ from jaxarch.nn.efficient_attention import (
     chunked_attention,
 )
 from jaxarch.nn.embedding import Embedding, EmbeddingBag, check_ids
+from jaxarch.nn.encoder_decoder import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from jaxarch.nn.flatten import Flatten, Unflatten
 from jaxarch.nn.fold import Fold, Unfold
 from jaxarch.nn.fractional_pool import (
@@ -78,7 +85,15 @@ from jaxarch.nn.hub import (
     normal_parameter,
     token_loss,
 )
-from jaxarch.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
+from jaxarch.nn.init import (
+    INITIALIZERS,
+    initialize_all,
+    initialize_matrices,
+    initialized,
+    initializer,
+    normal,
+    uniform,
+)
 from jaxarch.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.kernels.lstm_cudnn import cudnn_lstm
@@ -129,6 +144,7 @@ from jaxarch.nn.loss import (
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from jaxarch.nn.masks import length_mask, valid_steps
 from jaxarch.nn.module import Buffer, Module
+from jaxarch.nn.multihead import MultiheadAttention
 from jaxarch.nn.norm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -139,7 +155,6 @@ from jaxarch.nn.norm import (
     SyncBatchNorm,
     set_batch_groups,
 )
-from jaxarch.nn.packed import MultiheadAttention, TransformerEncoderLayer
 from jaxarch.nn.padding import (
     CircularPad1d,
     CircularPad2d,

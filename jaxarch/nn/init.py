@@ -105,14 +105,29 @@ def initialize_all(model: nnx.Module, kind: type, name: str | Initializer, *, rn
         _draw(layer, name, jax.random.fold_in(key, i))
 
 
+def initialize_matrices(model: nnx.Module, name: str | Initializer, *, rngs: nnx.Rngs) -> None:
+    """Draw every parameter of a model that has at least two axes; vectors stay as they are."""
+    key, count = rngs.params(), 0
+    for _, layer in nnx.iter_modules(model):
+        for attribute, param in sorted(vars(layer).items()):
+            if isinstance(param, nnx.Param) and param.ndim > 1:
+                perm = getattr(layer, "LAYOUT", {}).get(attribute)
+                _set(param, perm, name, jax.random.fold_in(key, count))
+                count += 1
+
+
 def _draw(layer: Any, name: str | Initializer, key: jax.Array) -> None:
-    perm = layer.LAYOUT.get("weight")
-    shape = layer.weight.shape if perm is None else tuple(layer.weight.shape[i] for i in _inverse(perm))
-    weight = initializer(name)(key, shape)
-    # As raw values: under eval_shape every other way of setting one searches the whole trace.
-    layer.weight.set_raw_value(weight if perm is None else weight.transpose(perm))
+    _set(layer.weight, layer.LAYOUT.get("weight"), name, key)
     if getattr(layer, "bias", None) is not None:
         layer.bias.set_raw_value(jnp.zeros(layer.bias.shape, float_dtype()))
+
+
+def _set(param: nnx.Param, perm: tuple[int, ...] | None, name: str | Initializer, key: jax.Array) -> None:
+    """Draw a parameter in torch's shape, and store it in ours."""
+    shape = param.shape if perm is None else tuple(param.shape[i] for i in _inverse(perm))
+    value = initializer(name)(key, shape)
+    # As raw values: under eval_shape every other way of setting one searches the whole trace.
+    param.set_raw_value(value if perm is None else value.transpose(perm))
 
 
 def _inverse(perm: tuple[int, ...]) -> list[int]:

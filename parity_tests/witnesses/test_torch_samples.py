@@ -9,6 +9,9 @@ from jaxarch import nn
 from jaxarch.errors import JaxarchError
 from no_meaning import NO_MEANING, PENDING
 
+# torch says at every build of an encoder that its inference fast path will not serve it.
+pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+
 EXISTING = [name for name in torch_samples.INFOS if hasattr(nn, name)]
 PROVEN = [name for name in EXISTING if name not in PENDING]
 

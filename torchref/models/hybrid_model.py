@@ -54,7 +54,9 @@ class HybridModel(nn.Module):
     ):
         super().__init__()
         self.cnn = ResNetFeatures(input_channels, base_channels, layers)
-        self.transformer = nn.TransformerEncoderLayer(8 * base_channels, nhead, dim_feedforward, dropout)
+        self.transformer = nn.TransformerEncoderLayer(
+            8 * base_channels, nhead, dim_feedforward, dropout, batch_first=True
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cnn(x)

@@ -28,7 +28,9 @@ class EncoderBlock(nn.Module):
     ):
         super().__init__()
         self.ln_1 = nn.LayerNorm(hidden_dim, EPS)
-        self.self_attention: Any = nn.MultiheadAttention(hidden_dim, num_heads, attention_dropout)
+        self.self_attention: Any = nn.MultiheadAttention(
+            hidden_dim, num_heads, attention_dropout, batch_first=True
+        )
         self.dropout = nn.Dropout(dropout)
         self.ln_2 = nn.LayerNorm(hidden_dim, EPS)
         self.mlp = nn.Sequential(
@@ -40,7 +42,9 @@ class EncoderBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.self_attention(self.ln_1(x)))
+        y = self.ln_1(x)
+        y, _ = self.self_attention(y, y, y, need_weights=False)
+        x = x + self.dropout(y)
         return x + self.mlp(self.ln_2(x))
 
 

@@ -20,6 +20,13 @@ from torchref.nn.efficient_attention import (
     ReformerAttention,
     chunked_attention,
 )
+from torchref.nn.encoder_decoder import (  # type: ignore[assignment]
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from torchref.nn.generative import (  # type: ignore[assignment]
     PixelAttention,
     SpectralConv2d,
@@ -56,10 +63,18 @@ from torchref.nn.hub import (
     normal_parameter,
     token_loss,
 )
-from torchref.nn.init import INITIALIZERS, initialize_all, initialized, initializer, normal, uniform
+from torchref.nn.init import (
+    INITIALIZERS,
+    initialize_all,
+    initialize_matrices,
+    initialized,
+    initializer,
+    normal,
+    uniform,
+)
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from torchref.nn.masks import length_mask, valid_steps
-from torchref.nn.packed import MultiheadAttention, TransformerEncoderLayer  # type: ignore[assignment]
+from torchref.nn.multihead import MultiheadAttention  # type: ignore[assignment]
 from torchref.nn.position import (
     AdvancedPositionalEncoding,
     PositionalEncoding,

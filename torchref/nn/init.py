@@ -52,3 +52,10 @@ def initialize_all(model: Module, kind: type[Module], name: str | Initializer) -
     for layer in model.modules():
         if isinstance(layer, kind):
             initialized(layer, name)
+
+
+def initialize_matrices(model: Module, name: str | Initializer) -> None:
+    """Draw every parameter of a model that has at least two axes; vectors stay as they are."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            initializer(name)(parameter)
