@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from jaxarch import nn
 from jaxarch.arrays import as_numpy, as_tensor
 from jaxarch.convert.layout import Row, layout
 from jaxarch.convert.state_dict import from_torch, to_torch
@@ -372,11 +373,10 @@ def _with_values(node: Any, rows: Sequence[Row], state: TorchState, step: int | 
 
 def _registered(module: Any, prefix: str = "") -> Iterator[str]:
     """The paths of a module's parameters, before those of its children, in torch's order."""
-    is_list = isinstance(module, list | tuple | nnx.List)
-    items = list(enumerate(module)) if is_list else list(vars(module).items())
+    items = list(enumerate(module)) if isinstance(module, list | tuple) else nn.named_children(module)
     yield from (f"{prefix}{k}" for k, v in items if isinstance(v, nnx.Param))
     for key, child in items:
-        if isinstance(child, nnx.Module | list | tuple | nnx.List):
+        if isinstance(child, nnx.Module | list | tuple):
             yield from _registered(child, f"{prefix}{key}.")
 
 

@@ -28,11 +28,28 @@ from jaxarch.nn.attention import (
 from jaxarch.nn.bert import BertConfig, BertModel
 from jaxarch.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from jaxarch.nn.blocks1d import Conv1DBlock, ParallelConv1d, ResidualBlock1d
-from jaxarch.nn.containers import ModuleDict, ModuleList, Sequential
+from jaxarch.nn.containers import (
+    ModuleDict,
+    ModuleList,
+    ParameterDict,
+    ParameterList,
+    Sequential,
+    named_children,
+)
 from jaxarch.nn.conv import Conv1d, Conv2d, Conv3d
 from jaxarch.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from jaxarch.nn.distance import CosineSimilarity, PairwiseDistance
-from jaxarch.nn.dropout import Dropout, Dropout1d, Dropout2d, inject_masks, label_dropouts, record_masks
+from jaxarch.nn.dropout import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
+    inject_masks,
+    label_dropouts,
+    record_masks,
+)
 from jaxarch.nn.efficient_attention import (
     LinformerAttention,
     PerformerAttention,

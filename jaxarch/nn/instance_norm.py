@@ -49,22 +49,22 @@ class _InstanceNorm(Module):
             self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.result_type(int)))
 
     @unbatched(lambda layer: layer.rank + 1)
-    def __call__(self, x: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
-        self._check(x)
-        upcast = x.astype(accumulation_dtype(x.dtype))
-        axes = tuple(range(1, x.ndim - 1))
+    def __call__(self, input: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
+        self._check(input)
+        upcast = input.astype(accumulation_dtype(input.dtype))
+        axes = tuple(range(1, input.ndim - 1))
         if self.track_running_stats and self.use_running_average:
             mean, var = (s[...].astype(upcast.dtype) for s in (self.running_mean, self.running_var))
         else:
-            n = math.prod(x.shape[1:-1])
+            n = math.prod(input.shape[1:-1])
             if n == 1:
-                raise DataError(f"instance norm needs more than 1 position per example, x is {x.shape}")
+                raise DataError(f"instance norm needs more than 1 position per example, x is {input.shape}")
             mean = upcast.mean(axes, keepdims=True)
             var = jnp.square(upcast - mean).mean(axes, keepdims=True)
             if self.track_running_stats:
                 self._remember(mean, var * (n / (n - 1)))
         y = (upcast - mean) * jax.lax.rsqrt(var + self.eps)
-        return apply_affine(y.astype(x.dtype), self.weight, self.bias)
+        return apply_affine(y.astype(input.dtype), self.weight, self.bias)
 
     def _check(self, x: Float[Array, "b *space c"]) -> None:
         if self.affine or self.track_running_stats:

@@ -58,11 +58,11 @@ class BatchNorm(Module):
         """Normalise by the running statistics and do not update them, in train mode too, as torch's `bn.eval()`."""
         self.frozen = frozen
 
-    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-        if x.ndim not in self.axes:
-            raise DataError(f"{type(self).__name__} takes {self.axes} axes, not x of shape {x.shape}")
-        check_channels(x, self.num_features)
-        upcast = x.astype(accumulation_dtype(x.dtype))
+    def __call__(self, input: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        if input.ndim not in self.axes:
+            raise DataError(f"{type(self).__name__} takes {self.axes} axes, not x of shape {input.shape}")
+        check_channels(input, self.num_features)
+        upcast = input.astype(accumulation_dtype(input.dtype))
         if self.track_running_stats and (self.use_running_average or self.frozen):
             mean, var = (s[...].astype(upcast.dtype) for s in (self.running_mean, self.running_var))
         else:
@@ -71,7 +71,7 @@ class BatchNorm(Module):
             n = math.prod(upcast.shape[i] for i in axes)
             if n == 1:
                 raise DataError(
-                    f"batch norm in train mode needs more than 1 value per channel, x is {x.shape}"
+                    f"batch norm in train mode needs more than 1 value per channel, x is {input.shape}"
                     + (f" in {self.groups} groups" if self.groups > 1 else "")
                 )
             ones, zeros = (
@@ -84,9 +84,9 @@ class BatchNorm(Module):
             if self.track_running_stats:
                 first = [s.reshape(-1, self.num_features)[0] for s in (mean, var)]
                 self._remember(first[0], first[1], n)
-            return y.reshape(x.shape).astype(x.dtype)
+            return y.reshape(input.shape).astype(input.dtype)
         y = (upcast - mean) * jax.lax.rsqrt(var + self.eps)
-        return apply_affine(y.astype(x.dtype), self.weight, self.bias)
+        return apply_affine(y.astype(input.dtype), self.weight, self.bias)
 
     def _grouped(self, x: Array) -> Array:
         """(B, ..., C) -> (groups, B / groups, ..., C), or x where there is one group."""
@@ -236,9 +236,9 @@ class LayerNorm(Module):
         self.weight = optional(jnp.ones(shape, float_dtype()) if elementwise_affine else None)
         self.bias = optional(jnp.zeros(shape, float_dtype()) if elementwise_affine and bias else None)
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        check_ending(x, self.normalized_shape)
-        y = standardize(x, tuple(range(-len(self.normalized_shape), 0)), self.eps)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        check_ending(input, self.normalized_shape)
+        y = standardize(input, tuple(range(-len(self.normalized_shape), 0)), self.eps)
         return apply_affine(y, self.weight, self.bias)
 
 
@@ -266,11 +266,11 @@ class GroupNorm(Module):
         self.weight = optional(jnp.ones(num_channels, float_dtype()) if affine else None)
         self.bias = optional(jnp.zeros(num_channels, float_dtype()) if affine and bias else None)
 
-    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
-        check_channels(x, self.num_channels)
-        grouped = x.reshape(*x.shape[:-1], self.num_groups, self.num_channels // self.num_groups)
-        axes = (*range(1, x.ndim - 1), x.ndim)
-        return apply_affine(standardize(grouped, axes, self.eps).reshape(x.shape), self.weight, self.bias)
+    def __call__(self, input: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        check_channels(input, self.num_channels)
+        grouped = input.reshape(*input.shape[:-1], self.num_groups, self.num_channels // self.num_groups)
+        axes = (*range(1, input.ndim - 1), input.ndim)
+        return apply_affine(standardize(grouped, axes, self.eps).reshape(input.shape), self.weight, self.bias)
 
 
 class RMSNorm(Module):
@@ -295,13 +295,13 @@ class RMSNorm(Module):
         self.normalized_shape, self.eps = shape, eps
         self.weight = optional(jnp.ones(shape, float_dtype()) if elementwise_affine else None)
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        check_ending(x, self.normalized_shape)
-        upcast = x.astype(accumulation_dtype(x.dtype))
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        check_ending(input, self.normalized_shape)
+        upcast = input.astype(accumulation_dtype(input.dtype))
         eps = float(jnp.finfo(upcast.dtype).eps) if self.eps is None else self.eps
         axes = tuple(range(-len(self.normalized_shape), 0))
         y = upcast * jax.lax.rsqrt(jnp.square(upcast).mean(axes, keepdims=True) + eps)
-        return apply_affine(y.astype(x.dtype), self.weight, None)
+        return apply_affine(y.astype(input.dtype), self.weight, None)
 
 
 def check_ending(x: Float[Array, "*shape"], shape: tuple[int, ...]) -> None:

@@ -20,8 +20,8 @@ class ReLU(Module):
     def __init__(self, inplace: bool = False):
         self.inplace = inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return jax.nn.relu(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.relu(input)
 
 
 class ReLU6(Module):
@@ -30,8 +30,8 @@ class ReLU6(Module):
     def __init__(self, inplace: bool = False):
         self.inplace = inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return jax.nn.relu6(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.relu6(input)
 
 
 class LeakyReLU(Module):
@@ -40,8 +40,8 @@ class LeakyReLU(Module):
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False):
         self.negative_slope, self.inplace = negative_slope, inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.leaky_relu(x, self.negative_slope)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.leaky_relu(input, self.negative_slope)
 
 
 class ELU(Module):
@@ -50,8 +50,8 @@ class ELU(Module):
     def __init__(self, alpha: float = 1.0, inplace: bool = False):
         self.alpha, self.inplace = alpha, inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.elu(x, self.alpha)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.elu(input, self.alpha)
 
 
 class CELU(Module):
@@ -60,8 +60,8 @@ class CELU(Module):
     def __init__(self, alpha: float = 1.0, inplace: bool = False):
         self.alpha, self.inplace = alpha, inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.celu(x, self.alpha)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.celu(input, self.alpha)
 
 
 class SELU(Module):
@@ -70,8 +70,8 @@ class SELU(Module):
     def __init__(self, inplace: bool = False):
         self.inplace = inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.selu(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.selu(input)
 
 
 class GELU(Module):
@@ -86,8 +86,8 @@ class GELU(Module):
             raise unknown("approximation", approximate, ("none", "tanh"))
         self.approximate = approximate
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.gelu(x) if self.approximate == "none" else functions.gelu_tanh(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.gelu(input) if self.approximate == "none" else functions.gelu_tanh(input)
 
 
 class GLU(Module):
@@ -100,8 +100,8 @@ class GLU(Module):
     def __init__(self, dim: int = -1):
         self.dim = dim
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return functions.glu(x, self.dim)
+    def __call__(self, input: Float[Array, "..."]) -> Float[Array, "..."]:
+        return functions.glu(input, self.dim)
 
 
 class SiLU(Module):
@@ -110,8 +110,8 @@ class SiLU(Module):
     def __init__(self, inplace: bool = False):
         self.inplace = inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return jax.nn.silu(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.silu(input)
 
 
 class Mish(Module):
@@ -120,36 +120,36 @@ class Mish(Module):
     def __init__(self, inplace: bool = False):
         self.inplace = inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.mish(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.mish(input)
 
 
 class Sigmoid(Module):
     """1 / (1 + exp(-x)). Any shape."""
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return jax.nn.sigmoid(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.sigmoid(input)
 
 
 class LogSigmoid(Module):
     """log(sigmoid(x)). Any shape."""
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return jax.nn.log_sigmoid(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.nn.log_sigmoid(input)
 
 
 class Tanh(Module):
     """tanh(x). Any shape."""
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return jnp.tanh(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.tanh(input)
 
 
 class Tanhshrink(Module):
     """x - tanh(x). Any shape."""
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.tanhshrink(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.tanhshrink(input)
 
 
 class Hardshrink(Module):
@@ -158,8 +158,8 @@ class Hardshrink(Module):
     def __init__(self, lambd: float = 0.5):
         self.lambd = lambd
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.hardshrink(x, self.lambd)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.hardshrink(input, self.lambd)
 
 
 class Softshrink(Module):
@@ -174,8 +174,8 @@ class Softshrink(Module):
             raise UsageError(f"lambd must be at least 0, not {lambd}")
         self.lambd = lambd
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.softshrink(x, self.lambd)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.softshrink(input, self.lambd)
 
 
 class Hardtanh(Module):
@@ -190,8 +190,8 @@ class Hardtanh(Module):
             raise UsageError(f"min_val {min_val} must be below max_val {max_val}")
         self.min_val, self.max_val, self.inplace = min_val, max_val, inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.hardtanh(x, self.min_val, self.max_val)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.hardtanh(input, self.min_val, self.max_val)
 
 
 class Hardsigmoid(Module):
@@ -200,8 +200,8 @@ class Hardsigmoid(Module):
     def __init__(self, inplace: bool = False):
         self.inplace = inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.hardsigmoid(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.hardsigmoid(input)
 
 
 class Hardswish(Module):
@@ -210,8 +210,8 @@ class Hardswish(Module):
     def __init__(self, inplace: bool = False):
         self.inplace = inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.hardswish(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.hardswish(input)
 
 
 class Softplus(Module):
@@ -220,15 +220,15 @@ class Softplus(Module):
     def __init__(self, beta: float = 1.0, threshold: float = 20.0):
         self.beta, self.threshold = beta, threshold
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.softplus(x, self.beta, self.threshold)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.softplus(input, self.beta, self.threshold)
 
 
 class Softsign(Module):
     """x / (1 + |x|). Any shape."""
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.softsign(x)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.softsign(input)
 
 
 class Threshold(Module):
@@ -237,8 +237,8 @@ class Threshold(Module):
     def __init__(self, threshold: float, value: float, inplace: bool = False):
         self.threshold, self.value, self.inplace = threshold, value, inplace
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.threshold(x, self.threshold, self.value)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.threshold(input, self.threshold, self.value)
 
 
 class PReLU(Module):
@@ -254,14 +254,14 @@ class PReLU(Module):
         self.num_parameters = num_parameters
         self.weight = nnx.Param(jnp.full(num_parameters, init, float_dtype()))
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        channels = x.shape[-1] if x.ndim > 1 else 1
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        channels = input.shape[-1] if input.ndim > 1 else 1
         if self.num_parameters not in (1, channels):
             raise DataError(
-                f"x of shape {x.shape} has {channels} channels, the layer {self.num_parameters} slopes"
+                f"x of shape {input.shape} has {channels} channels, the layer {self.num_parameters} slopes"
             )
         weight = self.weight[...] if self.num_parameters > 1 else self.weight[...].reshape(())
-        return jnp.where(x > 0, x, weight.astype(x.dtype) * x)
+        return jnp.where(input > 0, input, weight.astype(input.dtype) * input)
 
 
 class RReLU(Module):
@@ -280,8 +280,8 @@ class RReLU(Module):
         self.deterministic = False
         self.rngs = rngs.dropout.fork()
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         if self.deterministic:
-            return functions.leaky_relu(x, (self.lower + self.upper) / 2)
-        slopes = jax.random.uniform(self.rngs(), x.shape, x.dtype, self.lower, self.upper)
-        return jnp.where(x > 0, x, slopes * x)
+            return functions.leaky_relu(input, (self.lower + self.upper) / 2)
+        slopes = jax.random.uniform(self.rngs(), input.shape, input.dtype, self.lower, self.upper)
+        return jnp.where(input > 0, input, slopes * input)

@@ -24,12 +24,14 @@ class LocalResponseNorm(Module):
             raise UsageError(f"size must be at least 1, not {size}")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        if x.ndim < 3:
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        if input.ndim < 3:
             raise DataError(
-                f"LocalResponseNorm takes (B, ..., C) of 3 axes or more, not x of shape {x.shape}"
+                f"LocalResponseNorm takes (B, ..., C) of 3 axes or more, not x of shape {input.shape}"
             )
-        lone = (1,) * (x.ndim - 1)
-        pads = ((0, 0),) * (x.ndim - 1) + ((self.size // 2, (self.size - 1) // 2),)
-        sums = jax.lax.reduce_window(jnp.square(x), 0.0, jax.lax.add, (*lone, self.size), (*lone, 1), pads)
-        return x / (self.k + self.alpha * sums / self.size) ** self.beta
+        lone = (1,) * (input.ndim - 1)
+        pads = ((0, 0),) * (input.ndim - 1) + ((self.size // 2, (self.size - 1) // 2),)
+        sums = jax.lax.reduce_window(
+            jnp.square(input), 0.0, jax.lax.add, (*lone, self.size), (*lone, 1), pads
+        )
+        return input / (self.k + self.alpha * sums / self.size) ** self.beta

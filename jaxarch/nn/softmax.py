@@ -21,8 +21,8 @@ class Softmax(Module):
     def __init__(self, dim: int | None = None):
         self.dim = dim
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.softmax(x, implicit_dim(x.ndim) if self.dim is None else self.dim)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.softmax(input, implicit_dim(input.ndim) if self.dim is None else self.dim)
 
 
 class LogSoftmax(Module):
@@ -31,8 +31,8 @@ class LogSoftmax(Module):
     def __init__(self, dim: int | None = None):
         self.dim = dim
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.log_softmax(x, implicit_dim(x.ndim) if self.dim is None else self.dim)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.log_softmax(input, implicit_dim(input.ndim) if self.dim is None else self.dim)
 
 
 class Softmin(Module):
@@ -41,8 +41,8 @@ class Softmin(Module):
     def __init__(self, dim: int | None = None):
         self.dim = dim
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return functions.softmin(x, implicit_dim(x.ndim) if self.dim is None else self.dim)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functions.softmin(input, implicit_dim(input.ndim) if self.dim is None else self.dim)
 
 
 class Softmax2d(Module):
@@ -52,7 +52,7 @@ class Softmax2d(Module):
         DataError: in the call, another number of axes.
     """
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        if x.ndim not in (3, 4):
-            raise DataError(f"Softmax2d takes (B, H, W, C) or (H, W, C), not {x.shape}")
-        return functions.softmax(x, -1)
+    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        if input.ndim not in (3, 4):
+            raise DataError(f"Softmax2d takes (B, H, W, C) or (H, W, C), not {input.shape}")
+        return functions.softmax(input, -1)

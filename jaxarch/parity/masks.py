@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,40 @@ def torch_dropouts(module: "torch.nn.Module") -> dict[str, "torch.nn.Module"]:
     """The active dropout modules of a torch module by path."""
     from torch import nn as tnn
 
-    kinds = (tnn.Dropout, tnn.Dropout1d, tnn.Dropout2d)
+    kinds = (
+        tnn.Dropout,
+        tnn.Dropout1d,
+        tnn.Dropout2d,
+        tnn.Dropout3d,
+        tnn.AlphaDropout,
+        tnn.FeatureAlphaDropout,
+    )
     return {k: m for k, m in module.named_modules() if isinstance(m, kinds) and 0 < m.p < 1}
+
+
+def _mask_shape(module: "torch.nn.Module", shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the mask that a torch dropout draws for an input of this shape."""
+    from torch import nn as tnn
+
+    if isinstance(module, tnn.Dropout | tnn.AlphaDropout):
+        return shape
+    # One axis fewer than these dropouts have with a batch is an example without one.
+    examples: dict[type, int] = {tnn.Dropout1d: 2, tnn.Dropout3d: 4}
+    channels = 1 if len(shape) == examples.get(type(module)) else 2
+    return (*shape[:channels], *(1,) * (len(shape) - channels))
+
+
+def _masked(module: "torch.nn.Module", x: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+    """What a torch dropout makes of its input with this mask."""
+    import torch
+    from torch import nn as tnn
+
+    p: Any = module.p
+    if not isinstance(module, tnn.AlphaDropout | tnn.FeatureAlphaDropout):
+        return torch.where(mask, x / (1 - p), torch.zeros((), dtype=x.dtype))
+    limit = 1.7580993408473766  # SELU's scale * alpha
+    scale = 1 / math.sqrt((limit**2 * p + 1) * (1 - p))
+    return torch.where(mask, x, -limit) * scale + limit * scale * p
 
 
 @contextlib.contextmanager
@@ -36,7 +69,6 @@ def torch_masks(pair: Pair, masks: Masks, draw: bool) -> Iterator[None]:
     Calls beyond the last mask begin again at the first: checkpointed blocks run a second time in backward.
     """
     import torch
-    from torch import nn as tnn
 
     rng = np.random.default_rng(pair.seed)
     patched = torch_dropouts(pair.torch)
@@ -48,12 +80,10 @@ def torch_masks(pair: Pair, masks: Masks, draw: bool) -> Iterator[None]:
             if not module.training:
                 return x
             if draw:
-                channels = isinstance(module, tnn.Dropout1d | tnn.Dropout2d)
-                shape = (*x.shape[:2], *(1,) * (x.ndim - 2)) if channels else tuple(x.shape)
+                shape = _mask_shape(module, tuple(x.shape))
                 masks.setdefault(path, []).append(rng.random(shape) >= module.p)
             values = masks[path]
-            mask = torch.from_numpy(values[next(calls) % len(values)])
-            return torch.where(mask, x / (1 - module.p), torch.zeros((), dtype=x.dtype))
+            return _masked(module, x, torch.from_numpy(values[next(calls) % len(values)]))
 
         return forward
 
@@ -96,15 +126,15 @@ def jax_masks(pair: Pair, masks: Masks) -> Masks:
 
 def _fitted(path: str, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The mask as it is or with its channel axis last, whichever has the shape."""
-    channels_last = np.moveaxis(mask, 1, -1) if mask.ndim > 2 else mask
-    for candidate in (mask, channels_last):
+    moved = [np.moveaxis(mask, axis, -1) for axis in (1, 0) if mask.ndim > 1 + axis]
+    for candidate in (mask, *moved):
         if candidate.shape == shape:
             return candidate
     raise UsageError(f"dropout {path!r} sees {mask.shape} in torch and {shape} in jax")
 
 
 def check_dropouts(pair: Pair) -> None:
-    """Refuse dropouts whose masks cannot be injected.
+    """Refuse layers whose random numbers cannot be injected.
 
     Raises:
         UsageError: naming the first of them.
@@ -113,3 +143,8 @@ def check_dropouts(pair: Pair) -> None:
         if isinstance(module, nnx.Dropout) and module.rate > 0:
             name = state.join(path)
             raise UsageError(f"{name} is nnx.Dropout: in train mode parity needs jaxarch.nn.Dropout there")
+        if isinstance(module, nn.RReLU) and module.lower < module.upper:
+            name = state.join(path)
+            raise UsageError(
+                f"{name} is an RReLU, whose slopes parity cannot set: compare it in eval mode only"
+            )

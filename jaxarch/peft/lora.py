@@ -280,8 +280,5 @@ def put(model: Any, path: str, layer: nnx.Module) -> None:
     """Set the module at a path."""
     *parents, name = path.split(".")
     for part in parents:
-        model = model[int(part)] if isinstance(model, nnx.List) else getattr(model, part)
-    if isinstance(model, nnx.List):
-        model[int(name)] = layer
-    else:
-        setattr(model, name, layer)
+        model = getattr(model, part)
+    setattr(model, name, layer)

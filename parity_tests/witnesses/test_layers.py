@@ -59,6 +59,8 @@ LAYERS = {
     "dropout": ("Dropout", (0.4,), {}, ("features", (3, 5))),
     "dropout-1d": ("Dropout1d", (0.4,), {}, SIGNAL),
     "dropout-2d": ("Dropout2d", (0.4,), {}, IMAGE),
+    "dropout-alpha": ("AlphaDropout", (0.4,), {}, IMAGE),
+    "dropout-feature-alpha": ("FeatureAlphaDropout", (0.4,), {}, SIGNAL),
     "conv-block": ("ConvBlock", (4, 8), {"dropout_rate": 0.3, "activation": "silu"}, IMAGE),
     "conv-block-plain": ("ConvBlock", (4, 8, 5, 2, 2), {"batch_norm": False}, IMAGE),
     "residual": ("ResidualBlock", (4, 4), {}, IMAGE),
