@@ -50,6 +50,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "lion": Lion,
     "muon": torch.optim.Muon,
+    "adadelta": torch.optim.Adadelta,
+    "adafactor": torch.optim.Adafactor,
+    "asgd": torch.optim.ASGD,
+    "lbfgs": torch.optim.LBFGS,
+    "rprop": torch.optim.Rprop,
+    "sparseadam": torch.optim.SparseAdam,
 }
 
 
@@ -68,6 +74,8 @@ def create_optimizer(
     all of the group) or any option; the first glob that matches counts. The parameters carry their names into
     the state.
     """
+    if kind == "lbfgs":  # which has a single group
+        return torch.optim.LBFGS(model.named_parameters(), lr=learning_rate, **options)
     param_groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, p in model.named_parameters():
         glob = next((g for g in groups or {} if fnmatch.fnmatchcase(name, g)), "")

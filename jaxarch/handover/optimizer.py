@@ -1,134 +1,50 @@
-"""Optimizer state between optax and torch.optim: the rows that convert weights convert momenta and moments too."""
+"""What torch's `optimizer.state_dict()` says: the slots of every parameter, and its groups with their options."""
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from jaxarch import nn
 from jaxarch.arrays import as_numpy, as_tensor
 from jaxarch.convert.layout import Row, layout
-from jaxarch.convert.state_dict import from_torch, to_torch
 from jaxarch.convert.strict import check_names
 from jaxarch.errors import ConversionError, require_torch
-from jaxarch.optim import hyper_parameters
-from jaxarch.optim.optimizer import GroupState
-from jaxarch.optim.rules import AdagradState, AdamaxState, DampenedState, MuonState, NadamState
+from jaxarch.handover.slots import from_torch_optimizer, is_foreign, step_of, to_torch_optimizer
+from jaxarch.optim import OPTIMIZERS, hyper_parameters
+from jaxarch.optim.named import WITHOUT_EFFECT
 
-# A state of optax or of `jaxarch.optim` -> torch's slot -> its field.
-SLOTS: dict[type, dict[str, str]] = {
-    optax.ScaleByAdamState: {"exp_avg": "mu", "exp_avg_sq": "nu"},
-    optax.ScaleByAmsgradState: {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"},
-    AdamaxState: {"exp_avg": "mu", "exp_inf": "nu"},
-    NadamState: {"exp_avg": "mu", "exp_avg_sq": "nu", "mu_product": "mu_product"},
-    optax.TraceState: {"momentum_buffer": "trace"},
-    DampenedState: {"momentum_buffer": "trace"},
-    MuonState: {"momentum_buffer": "trace"},
-    optax.ScaleByRmsState: {"square_avg": "nu"},
-    optax.ScaleByRStdDevState: {"square_avg": "nu", "grad_avg": "mu"},
-    AdagradState: {"sum": "sum_of_squares"},
-    optax.ScaleByLionState: {"exp_avg": "mu"},
-}
-# Where one of these is the only slot, the optimizer is SGD, Muon or Lion, of which torch keeps no step.
-STEPLESS = ("momentum_buffer", "exp_avg")
-PLAIN = {"maximize": False, "foreach": None, "capturable": False, "differentiable": False, "fused": None}
-# The further entries of torch's groups, beside the hyper-parameters.
-EXTRAS: dict[str, dict[str, Any]] = {
-    "adamw": {**PLAIN, "decoupled_weight_decay": True},
-    "adam": {**PLAIN, "decoupled_weight_decay": False},
-    "sgd": {k: PLAIN[k] for k in ("maximize", "foreach", "differentiable", "fused")},
-    "rmsprop": {k: PLAIN[k] for k in ("maximize", "foreach", "capturable", "differentiable")},
-    "adagrad": {k: PLAIN[k] for k in ("maximize", "foreach", "differentiable", "fused")},
-}
+__all__ = [
+    "Hyper",
+    "check_groups",
+    "from_optimizer_state_dict",
+    "from_torch_optimizer",
+    "param_groups",
+    "step_of",
+    "to_optimizer_state_dict",
+    "to_torch_optimizer",
+    "torch_rows",
+]
+
+# The optimizers that are torch's: the entries of their groups are their arguments.
+KINDS = tuple(kind for kind in OPTIMIZERS if kind != "lion")
+WITHOUT_DECAY = ("lbfgs", "rprop", "sparseadam")
+# Those whose state optax's own optimizers keep in the same form.
+FOREIGN_KINDS = ("adam", "adamw", "sgd", "lion")
 WRAPPERS = ("optimizer", "optimizer_state_dict")
-# torch's parameter name -> slot -> value
-TorchState = Mapping[str, Mapping[str, Any]]
-
-
-def to_torch_optimizer(rows: Iterable[Row], opt_state: Any) -> dict[str, dict[str, Any]]:
-    """The state of an optax optimizer as torch.optim keeps it, by torch's parameter names.
-
-    Returns:
-        torch's name -> {"step", "exp_avg", "exp_avg_sq", ...}, arrays in torch's layout; {} for an optimizer
-        without state.
-
-    Raises:
-        ConversionError: a parameter has two states that torch keeps under one name.
-    """
-    rows = [r for r in rows if r.trainable]
-    torch_state: dict[str, dict[str, Any]] = {}
-    for single in _single_states(opt_state):
-        states, step = _slot_states(single), step_of(single)
-        slots = [(slot, getattr(s, field)) for s in states for slot, field in SLOTS[type(s)].items()]
-        paths = _paths(states)
-        for row in (r for r in rows if r.path in paths):
-            values: dict[str, Any] = {} if _is_stepless(slots) else {"step": step}
-            for slot, value in slots:
-                if slot in values or slot in torch_state.get(row.torch, {}):
-                    raise ConversionError(f"{row.torch} has two states of the name {slot}")
-                is_flat = isinstance(value, Mapping)
-                values[slot] = to_torch([row], value)[row.torch] if is_flat else np.asarray(value)
-            torch_state.setdefault(row.torch, {}).update(values)
-    return {r.torch: torch_state[r.torch] for r in rows if r.torch in torch_state}
-
-
-def from_torch_optimizer(
-    rows: Iterable[Row], state: TorchState, opt_state: Any, *, step: int | None = None
-) -> Any:
-    """`opt_state` with torch's slots and step, from which schedules continue.
-
-    Args:
-        state: torch's parameter name -> slots, for example {"step", "exp_avg", "exp_avg_sq"}. Floats are cast to
-            the dtypes of `opt_state`.
-        opt_state: a state of the optimizer to continue with, for its structure, shapes and dtypes.
-        step: the number of steps taken, for SGD, Lion and Muon, whose state does not hold it.
-
-    Raises:
-        ConversionError: names, slots or shapes differ, the parameters are at different steps, or no step is known.
-    """
-    rows = [r for r in rows if r.trainable]
-    singles = list(_single_states(opt_state))
-    paths = {p for single in singles for p in _paths(_slot_states(single))}
-    check_names(
-        [r.torch for r in rows if r.path in paths], [k for k, slots in state.items() if slots or paths]
-    )
-    new_states = {}
-    for single in singles:
-        states = _slot_states(single)
-        single_paths = _paths(states)
-        single_rows = [r for r in rows if r.path in single_paths]
-        slots = {slot for s in states for slot in SLOTS[type(s)]}
-        for row in single_rows:
-            _check_slots(row.torch, state[row.torch], slots)
-        steps: set[int | None] = {
-            int(state[r.torch]["step"]) for r in single_rows if "step" in state[r.torch]
-        } or {step}
-        if len(steps) != 1:
-            raise ConversionError(f"the parameters are at different steps: {sorted(map(str, steps))}")
-        (single_step,) = steps
-        if single_step is None and _counts(single):
-            raise ConversionError("the optimizer state does not say its step: give the steps taken")
-        new_states[id(single)] = _with_values(single, single_rows, state, single_step)
-    return _replaced(opt_state, new_states)
-
-
-def step_of(opt_state: Any) -> int:
-    """The number of steps an optimizer has taken, as its states count them; 0 if none counts.
-
-    Raises:
-        ConversionError: they disagree.
-    """
-    counts = {int(c) for c in _counts(opt_state)}
-    if len(counts) > 1:
-        raise ConversionError(f"the optimizer's states are at different steps: {sorted(counts)}")
-    return counts.pop() if counts else 0
-
-
-# --------------------------------------------------------------------------------------- torch's state_dict
+# Entries of torch's groups that are no options; schedulers add some.
+NO_OPTIONS = (
+    "params",
+    "param_names",
+    "initial_lr",
+    "swa_lr",
+    "max_lr",
+    "min_lr",
+    "base_momentum",
+    "max_momentum",
+)
 
 
 class Hyper(NamedTuple):
@@ -173,15 +89,24 @@ def to_optimizer_state_dict(
     """
     torch = require_torch("an optimizer's state_dict")
     slots, step = to_torch_optimizer(rows, opt_state), step_of(opt_state)
+    if is_foreign(opt_state) and (hyper.kind not in FOREIGN_KINDS or hyper.options.get("amsgrad")):
+        raise ConversionError(
+            f"the state is of optax's own optimizer, which is not torch's {hyper.kind}: use jaxarch.optim"
+        )
     groups = param_groups(rows, params, hyper, step)
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, list):
+            return list(map(tensors, value))
+        return as_tensor(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
+
     state = {}
     for group in groups:
         for index, name in zip(group["params"], group["param_names"], strict=True):
             if values := slots.get(name, {}):
-                state[index] = {
-                    k: torch.tensor(float(v), dtype=torch.float32) if k == "step" else as_tensor(v)
-                    for k, v in values.items()
-                }
+                state[index] = {k: tensors(v) for k, v in values.items()}
+                if "step" in values and hyper.kind != "sparseadam":  # which counts in a Python integer
+                    state[index]["step"] = torch.tensor(float(values["step"]), dtype=torch.float32)
     return {"state": state, "param_groups": groups, "step": step}
 
 
@@ -193,26 +118,32 @@ def param_groups(
     Raises:
         ConversionError: a kind, or a group of another kind, that torch cannot hold in a state_dict.
     """
-    if hyper.kind not in EXTRAS:
-        raise ConversionError(f"{hyper.kind} has no torch state_dict here; known: {', '.join(EXTRAS)}")
+    if hyper.kind not in KINDS:
+        raise ConversionError(f"torch has no optimizer {hyper.kind}; it has {', '.join(KINDS)}")
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for row in rows:
         glob = next((g for g in hyper.groups or {} if fnmatch.fnmatchcase(row.path, g)), "")
         fields = dict((hyper.groups or {}).get(glob, {}))
         if fields.pop("optimizer", hyper.kind) != hyper.kind:
             raise ConversionError(f"group {glob!r} has another optimizer: torch keeps one in a state_dict")
-        is_matrix = params[row.path].ndim > 1
+        is_matrix = params[row.path].ndim > 1 or hyper.kind in WITHOUT_DECAY
         key = (glob, "weight_decay" in fields or is_matrix)
         rate = fields.pop("learning_rate", hyper.learning_rate)
         rate = float(rate(step)) if callable(rate) else rate
         group = {
             **hyper_parameters(hyper.kind),
             **hyper.options,
-            **EXTRAS[hyper.kind],
             "weight_decay": hyper.weight_decay if is_matrix else 0.0,
             "lr": rate * fields.pop("lr_scale", 1.0),
             **fields,
         }
+        group = {k: _at(v, step) for k, v in group.items()}
+        if hyper.kind == "adamw":
+            group["decoupled_weight_decay"] = True
+        if hyper.kind in WITHOUT_DECAY:
+            del group["weight_decay"]
+        if hyper.kind == "lbfgs" and group["max_eval"] is None:
+            group["max_eval"] = group["max_iter"] * 5 // 4
         groups.setdefault(key, {**group, "params": [], "param_names": []})["param_names"].append(row.torch)
     first = 0
     for group in groups.values():
@@ -222,42 +153,55 @@ def param_groups(
 
 
 def from_optimizer_state_dict(
-    rows: Sequence[Row], state_dict: Mapping[str, Any]
+    rows: Sequence[Row], state_dict: Mapping[str, Any], *, order: Sequence[str] | None = None
 ) -> tuple[dict[str, dict[str, Any]], int | None, list[dict[str, Any]]]:
     """(slots by torch's parameter name, steps taken, groups) of what torch saved; alone or under "optimizer".
 
     Names are those of the groups (`torch.optim.AdamW(model.named_parameters())`); without them the parameters of
-    a single group are taken in the order of `rows`. The step is None where nothing gives it.
+    a single group are taken in the order of `rows`. A parameter that torch keeps no state of has {}. The steps are
+    the largest of the parameters', and None where nothing gives them.
+
+    Args:
+        order: the names of the parameters of all groups, one after another, for groups that do not name them.
 
     Raises:
-        ConversionError: it is not an optimizer's state, or its parameters have no names.
+        ConversionError: it is not the state of an optimizer of torch's, or its parameters have no names.
     """
-    steps = {int(state_dict["step"])} if "step" in state_dict else set()
+    given = [state_dict["step"]] if "step" in state_dict else []
     for wrapper in WRAPPERS:
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
-    steps |= {int(state_dict["step"])} if "step" in state_dict else set()
+    given += [state_dict["step"]] if "step" in state_dict else []
     if not isinstance(state_dict.get("state"), Mapping) or not state_dict.get("param_groups"):
         raise ConversionError("this is no optimizer's state_dict: it lacks state or param_groups")
-    groups = [dict(g) for g in state_dict["param_groups"]]
-    for group in groups:
-        if "param_names" not in group:
-            if len(groups) > 1 or len(group["params"]) != len(rows):
-                raise ConversionError(
-                    "the optimizer's groups do not name their parameters: make it of model.named_parameters()"
-                )
-            group["param_names"] = [r.torch for r in rows]
-        if group.get("maximize"):
-            raise ConversionError("the optimizer maximizes, which jaxarch does not")
+    groups = _named([dict(g) for g in state_dict["param_groups"]], [r.torch for r in rows], order)
+    kind_of(groups)
     names = {i: n for g in groups for i, n in zip(g["params"], g["param_names"], strict=True)}
-    slots = {
-        names[i]: {k: as_numpy(v) for k, v in values.items() if v is not None}
-        for i, values in state_dict["state"].items()
-    }
-    steps |= {int(values["step"]) for values in slots.values() if "step" in values}
-    if len(steps) > 1:
-        raise ConversionError(f"the parameters are at different steps: {sorted(steps)}")
-    return slots, steps.pop() if steps else None, groups
+    if unknown_indices := set(state_dict["state"]) - set(names):
+        raise ConversionError(f"the optimizer has state of {sorted(unknown_indices)}, which no group holds")
+    slots = {name: _arrays(state_dict["state"].get(i, {})) for i, name in names.items()}
+    steps = {int(values["step"]) for values in slots.values() if "step" in values}
+    step = int(given[0]) if given else max(steps, default=None)
+    if len(set(map(int, given))) > 1 or (step is not None and step < max(steps, default=0)):
+        raise ConversionError(f"the file says step {given[0]}, the optimizer {max(steps, default=given[-1])}")
+    return slots, step, groups
+
+
+def kind_of(groups: Sequence[Mapping[str, Any]]) -> str:
+    """The optimizer whose options torch's groups have.
+
+    Raises:
+        ConversionError: none of torch's has.
+    """
+    options = {k for k in groups[0] if k not in NO_OPTIONS}
+    by_options = {kind: set(hyper_parameters(kind)) | {"lr"} for kind in OPTIMIZERS}
+    essential = {k for k in options if k not in (*WITHOUT_EFFECT, "weight_decay", "maximize")}
+    for kind, known in by_options.items():
+        if kind == "adamw":
+            known = known | {"decoupled_weight_decay"}
+        if essential == known - {*WITHOUT_EFFECT, "weight_decay", "maximize"}:
+            return "adamw" if groups[0].get("decoupled_weight_decay") and kind == "adam" else kind
+    raise ConversionError(f"no optimizer of torch's has the options {', '.join(sorted(options))}")
 
 
 def check_groups(
@@ -271,7 +215,8 @@ def check_groups(
     actual = {name: g for g in groups for name in g["param_names"]}
     expected = {name: g for g in param_groups(rows, params, hyper) for name in g["param_names"]}
     check_names(expected, actual)
-    free = {"lr", "initial_lr", "params", "param_names", "foreach", "fused", "capturable", "differentiable"}
+    scheduled = {k for k, v in hyper.options.items() if _at(v, 0) is not v and _at(v, 0) != _as_tuple(v)}
+    free = {"lr", "params", "param_names", *WITHOUT_EFFECT, *scheduled}
     for name, group in expected.items():
         for key, value in group.items():
             if key not in free and key not in actual[name]:
@@ -282,93 +227,40 @@ def check_groups(
                 )
 
 
-# -------------------------------------------------------------------------------------------------- shared
+def _named(
+    groups: list[dict[str, Any]], rows: list[str], order: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """The groups with the names of their parameters.
+
+    Raises:
+        ConversionError: nothing gives the names, or not as many as there are parameters.
+    """
+    if all("param_names" in g for g in groups):
+        return groups
+    total = sum(len(g["params"]) for g in groups)
+    if order is None and len(groups) == 1:
+        order = rows
+    if order is None or len(order) != total:
+        given = "" if order is None else f" {total} parameters, {len(order)} names are given;"
+        raise ConversionError(
+            f"the optimizer's groups do not name their parameters;{given} make it of model.named_parameters(), "
+            "or give their order"
+        )
+    names = iter(order)
+    return [{**g, "param_names": [next(names) for _ in g["params"]]} for g in groups]
 
 
-def _is_namedtuple(node: Any) -> bool:
-    return isinstance(node, tuple) and hasattr(node, "_fields")
+def _arrays(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The slots of a parameter as numpy arrays; lists and Python's numbers stay."""
+    is_array = lambda v: hasattr(v, "shape")  # noqa: E731
+    return {k: as_numpy(v) if is_array(v) else v for k, v in values.items() if v is not None}
 
 
-def _walk(node: Any) -> Iterator[Any]:
-    """Every state below a node; states with slots are not descended into."""
-    if _is_namedtuple(node):
-        yield node
-        if type(node) in SLOTS:
-            return
-    if isinstance(node, tuple | list):
-        for child in node:
-            yield from _walk(child)
-    elif isinstance(node, Mapping):
-        for child in node.values():
-            yield from _walk(child)
-
-
-def _has_several(node: Any) -> bool:
-    """Whether the states of several optimizers are below: of a task's updates, or of groups of parameters."""
-    if isinstance(node, Mapping | GroupState):
-        return True
-    return isinstance(node, tuple) and any(isinstance(n, GroupState) for n in _walk(node))
-
-
-def _single_states(node: Any) -> Iterator[Any]:
-    """The states of the single optimizers below, each of which has one count of steps."""
-    if not _has_several(node):
-        yield node
-    else:
-        for child in node.values() if isinstance(node, Mapping) else node:
-            yield from _single_states(child)
-
-
-def _replaced(node: Any, new_states: Mapping[int, Any]) -> Any:
-    """The tree with its single optimizers' states replaced, by their ids."""
-    if not _has_several(node):
-        return new_states[id(node)]
-    if isinstance(node, Mapping):
-        return {k: _replaced(v, new_states) for k, v in node.items()}
-    children = [_replaced(v, new_states) for v in node]
-    return type(node)(*children) if _is_namedtuple(node) else tuple(children)
-
-
-def _slot_states(single: Any) -> list[Any]:
-    return [n for n in _walk(single) if type(n) in SLOTS]
-
-
-def _counts(opt_state: Any) -> list[Any]:
-    return [n.count for n in _walk(opt_state) if "count" in n._fields]
-
-
-def _paths(states: Iterable[Any]) -> set[str]:
-    values = [getattr(s, field) for s in states for field in SLOTS[type(s)].values()]
-    return {path for value in values if isinstance(value, Mapping) for path in value}
-
-
-def _is_stepless(slots: Sequence[tuple[str, Any]]) -> bool:
-    return len(slots) == 1 and slots[0][0] in STEPLESS
-
-
-def _check_slots(name: str, actual: Mapping[str, Any], expected: set[str]) -> None:
-    if missing := sorted(expected - set(actual)):
-        raise ConversionError(f"the optimizer state of {name} lacks {missing[0]}: it is another optimizer's")
-    if extra := sorted(set(actual) - expected - {"step"}):
-        raise ConversionError(f"the optimizer state of {name} has {extra[0]}: it is another optimizer's")
-
-
-def _with_values(node: Any, rows: Sequence[Row], state: TorchState, step: int | None) -> Any:
-    """A single optimizer's state with torch's values."""
-    if not _is_namedtuple(node):
-        return tuple(_with_values(n, rows, state, step) for n in node) if isinstance(node, tuple) else node
-    values: dict[str, Any] = {}
-    if "count" in node._fields:
-        values["count"] = jnp.asarray(np.asarray(step), node.count.dtype)
-    for slot, field in SLOTS.get(type(node), {}).items():
-        old = getattr(node, field)
-        if isinstance(old, Mapping):
-            new = from_torch(rows, {r.torch: state[r.torch][slot] for r in rows}, old)
-            values[field] = {k: jnp.asarray(new[k]) for k in old}
-        else:
-            values[field] = jnp.asarray(as_numpy(state[rows[0].torch][slot]), old.dtype)
-    node = node._replace(**values)
-    return node if type(node) in SLOTS else type(node)(*(_with_values(n, rows, state, step) for n in node))
+def _at(value: Any, step: int) -> Any:
+    """An option at a step: a schedule's value, alone or within a pair."""
+    if isinstance(value, tuple | list):
+        return tuple(_at(v, step) for v in value)
+    return float(value(step)) if callable(value) else value
 
 
 def _registered(module: Any, prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Optimizers by torch.optim's names: clipping, weight decay, parameter groups and schedules around one rule.
+"""Optimizers by jaxarch's names: clipping, weight decay of matrices, parameter groups and schedules around torch's.
 
 Parameters are flat dictionaries by path. Weights of two or more dims decay, biases and norms do not, unless a group
 sets `weight_decay`.
@@ -15,11 +15,17 @@ import optax
 from optax import GradientTransformation as Rule
 
 from jaxarch.errors import UsageError, unknown
-from jaxarch.optim.rules import RULES
+from jaxarch.optim import named
+from jaxarch.optim.checks import check_options
+from jaxarch.optim.transformation import Axes, Decays, Transformation, with_standard_promotion
 from jaxarch.state import Flat
 
-OPTIMIZERS = tuple(RULES)
+# The names that recipes use -> torch's: "adamw" -> "AdamW".
+TORCH_NAMES = {name.lower(): name for name in (*named.RULES, "LBFGS")}
+OPTIMIZERS = tuple(TORCH_NAMES)
 GROUP_FIELDS = ("optimizer", "learning_rate", "lr_scale", "weight_decay")
+# Arguments of torch's that `create_optimizer` has by another name, or for all groups.
+COMMON = ("lr", "weight_decay", "axes")
 
 
 def clip_by_global_norm(max_norm: float) -> Rule:
@@ -44,13 +50,6 @@ def decays(params: Mapping[str, Any]) -> dict[str, bool]:
     return {path: x.ndim > 1 for path, x in params.items()}
 
 
-class ScheduledState(NamedTuple):
-    """The state of a rule some of whose options are schedules."""
-
-    count: Any  # type: ignore[assignment]  # it hides tuple.count
-    inner: Any
-
-
 class GroupState(NamedTuple):
     """The state of each group of parameters, by the group's name."""
 
@@ -58,15 +57,12 @@ class GroupState(NamedTuple):
 
 
 def hyper_parameters(kind: str) -> dict[str, Any]:
-    """The options of an optimizer with torch's defaults.
+    """The options of an optimizer with torch's defaults, beside the learning rate and the weight decay.
 
     Raises:
         UsageError: unknown kind.
     """
-    if kind not in OPTIMIZERS:
-        raise unknown("optimizer", kind, OPTIMIZERS)
-    parameters = inspect.signature(RULES[kind]).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in ("decay", "decoupled")}
+    return {k: v for k, v in _arguments(kind).items() if k not in COMMON}
 
 
 def create_optimizer(
@@ -77,12 +73,13 @@ def create_optimizer(
     max_grad_norm: float = 0.0,
     max_grad_value: float = 0.0,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
+    axes: Axes | None = None,
     **options: Any,
-) -> Rule:
+) -> Transformation:
     """Clipping by value and then by global norm (0: none), then torch's optimizer of the name `kind`.
 
-    AdamW, Lion and Muon decouple the weight decay; the others add `weight_decay` times the parameter to the gradient,
-    as torch does. It acts on parameters of two or more dims.
+    AdamW, Adafactor, Lion and Muon decouple the weight decay; the others add `weight_decay` times the parameter to
+    the gradient, as torch does. It acts on parameters of two or more dims.
 
     Args:
         kind: one of OPTIMIZERS.
@@ -90,12 +87,13 @@ def create_optimizer(
         groups: glob of paths -> what differs for these parameters: `learning_rate`, or `lr_scale`, a factor of
             the common one; `weight_decay`, which then acts on all of them; `optimizer`, another kind; any
             option. The first glob that matches a path applies.
+        axes: for Adafactor and Muon, path -> the permutation from torch's axes to JAX's; see `optim.Adafactor`.
         options: torch's further arguments: `betas`, `eps`, `momentum`, `nesterov`, `amsgrad`, ... (see
-            `hyper_parameters`). A momentum or beta may be a schedule (OneCycle's).
+            `hyper_parameters`). Each number may be a schedule (OneCycle's momentum).
 
     Raises:
-        UsageError: unknown kind or option, no learning rate, a value out of range; at `init`: a glob that matches
-            nothing, or a parameter that the optimizer does not take.
+        UsageError: unknown kind or option, no learning rate, a value of the wrong type or out of range; at `init`:
+            a glob that matches nothing, or a parameter that the optimizer does not take.
     """
     if learning_rate is None:
         raise UsageError(f"{kind} needs a learning_rate")
@@ -104,22 +102,17 @@ def create_optimizer(
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "options": options,
-        "mask": decays,
+        "mask": lambda path, x: x.ndim > 1,
+        "axes": axes,
     }
+    if kind == "lbfgs" and (groups or max_grad_norm or max_grad_value):
+        raise UsageError(
+            "lbfgs has neither groups nor clipping: set max_grad_norm to 0 and leave out the others"
+        )
     rule = _grouped(groups, base) if groups else _rule(**base)
     clips = [clip_by_value(max_grad_value)] if max_grad_value > 0 else []
     clips += [clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []
     return with_standard_promotion(optax.chain(*clips, rule) if clips else rule)
-
-
-def with_standard_promotion(rule: Rule) -> Rule:
-    """The rule under standard dtype promotion: optax mixes int32 counts with floats, which strict promotion refuses."""
-
-    def update(updates: Flat, state: Any, params: Flat | None = None) -> tuple[Flat, Any]:
-        with jax.numpy_dtype_promotion("standard"):
-            return rule.update(updates, state, params)
-
-    return Rule(rule.init, update)
 
 
 def _rule(
@@ -127,48 +120,30 @@ def _rule(
     learning_rate: float | Callable[[Any], Any],
     weight_decay: float,
     options: Mapping[str, Any],
-    mask: Callable[[Flat], dict[str, bool]] | None,
-) -> Rule:
-    """The update rule of one group of parameters, with weight decay and the learning rate."""
-    known = hyper_parameters(optimizer)
-    for option, value in options.items():
-        if option not in known:
+    mask: Decays | None,
+    axes: Axes | None,
+) -> Transformation:
+    """The optimizer of one group of parameters."""
+    arguments = _arguments(optimizer)
+    for option in options:
+        if option not in (known := hyper_parameters(optimizer)):
             raise unknown(f"option of {optimizer}", option, known)
-        _check_range(optimizer, option, value)
-    _check_range(optimizer, "learning_rate", learning_rate)
-    _check_range(optimizer, "weight_decay", weight_decay)
-
-    def make(options: Mapping[str, Any]) -> Rule:
-        return RULES[optimizer](optax.add_decayed_weights(weight_decay, mask=mask), **options)
-
-    # A constant rate is a schedule too, so that every state counts its steps.
-    schedule = learning_rate if callable(learning_rate) else lambda _: learning_rate
-    rule = _scheduled(make, options) if any(map(_has_schedule, options.values())) else make(options)
-    return optax.chain(rule, optax.scale_by_learning_rate(schedule))
+    check_options(optimizer, {"lr": learning_rate}, {"lr": "learning_rate"})
+    arguments |= {"lr": learning_rate, **options}
+    if "weight_decay" in arguments:
+        arguments["weight_decay"] = weight_decay
+    elif callable(weight_decay) or weight_decay != 0:
+        raise UsageError(f"{optimizer} has no weight decay: set weight_decay to 0")
+    arguments.pop("axes", None)
+    return named.build(TORCH_NAMES[optimizer], arguments, mask, axes)
 
 
-def _scheduled(make: Callable[[Mapping[str, Any]], Rule], options: Mapping[str, Any]) -> Rule:
-    """The rule whose options take their schedules' values at each step."""
-
-    def rule_at(step: jax.Array) -> Rule:
-        value = lambda v: v(step) if callable(v) else v  # noqa: E731
-        return make(
-            {k: tuple(map(value, v)) if isinstance(v, tuple | list) else value(v) for k, v in options.items()}
-        )
-
-    def init(params: Flat) -> ScheduledState:
-        count = jnp.zeros((), jnp.int32)
-        return ScheduledState(count, rule_at(count).init(params))
-
-    def update(
-        updates: Flat, state: ScheduledState, params: Flat | None = None
-    ) -> tuple[Flat, ScheduledState]:
-        new = rule_at(state.count).update(updates, state.inner, params)
-        # A schedule's value has a dtype of its own, to which parameters of fewer bits would be promoted.
-        updates, inner = jax.tree.map(lambda x, old: x.astype(old.dtype), new, (updates, state.inner))
-        return updates, ScheduledState(state.count + 1, inner)
-
-    return Rule(init, update)
+def _arguments(kind: str) -> dict[str, Any]:
+    """All arguments of an optimizer with torch's defaults."""
+    if kind not in OPTIMIZERS:
+        raise unknown("optimizer", kind, OPTIMIZERS)
+    parameters = inspect.signature(getattr(named, TORCH_NAMES[kind])).parameters.values()
+    return {p.name: p.default for p in parameters}
 
 
 def _grouped(groups: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> Rule:
@@ -220,18 +195,5 @@ def _group(glob: str, fields: Mapping[str, Any], base: Mapping[str, Any]) -> dic
         "weight_decay": fields.get("weight_decay", base["weight_decay"]),
         "options": {**(base["options"] if kind == base["optimizer"] else {}), **options},
         "mask": None if "weight_decay" in fields else base["mask"],
+        "axes": base["axes"],
     }
-
-
-def _has_schedule(value: Any) -> bool:
-    return any(map(callable, value)) if isinstance(value, tuple | list) else callable(value)
-
-
-def _check_range(optimizer: str, option: str, value: Any) -> None:
-    """Check numbers as torch does; traced values and schedules cannot be checked."""
-    numbers = [v for v in (value if isinstance(value, tuple | list) else [value]) if type(v) in (int, float)]
-    if option == "betas":
-        if len(value) != 2 or not all(0 <= v < 1 for v in numbers):
-            raise UsageError(f"{optimizer}: betas must be two numbers in [0, 1), not {value}")
-    elif option not in ("ns_coefficients", "dampening") and any(v < 0 for v in numbers):
-        raise UsageError(f"{optimizer}: {option} must not be negative, not {value}")

@@ -16,6 +16,7 @@ from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import ConversionError
 from jaxarch.observe import Hook, observe
 from jaxarch.optim import create_optimizer, create_schedule
+from jaxarch.optim.transformation import OptimizerState
 from jaxarch.parity.compare import Arrays, is_float, leaves
 from jaxarch.parity.masks import Masks
 from jaxarch.parity.pair import Pair, channels_first, channels_last
@@ -92,10 +93,13 @@ class JaxSide(Side):
             _, (grads, _), rest = self._run(params, rest, targets, True)
             grads = {k: jnp.zeros_like(g) if k in zeros else g for k, g in grads.items()}
             params, opt_state = self.optimizer.update(grads, opt_state, params)
-        is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
-        (adam,) = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
+        is_adam = lambda x: isinstance(x, OptimizerState)  # noqa: E731
+        (adam,) = [x.slots for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
         return Trained(
-            to_torch(rows, params), to_torch(rows, adam.mu), to_torch(rows, adam.nu), self._buffers(rest)
+            to_torch(rows, params),
+            to_torch(rows, adam["exp_avg"]),
+            to_torch(rows, adam["exp_avg_sq"]),
+            self._buffers(rest),
         )
 
     def record(self, cotangents: Arrays) -> Recorded:

@@ -158,7 +158,8 @@ def placement(abstract: TrainState, mesh: Mesh, exceptions: Mapping[str, Axes]) 
 
     def of_moment(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         paths = [k.key for k in keys if isinstance(k, jax.tree_util.DictKey)]
-        return by_path.get(paths[-1], replicated) if paths else replicated
+        is_moment = bool(paths) and paths[-1] in by_path and leaf.shape == abstract.params[paths[-1]].shape
+        return by_path[paths[-1]] if is_moment else replicated
 
     return TrainState(
         step=replicated,

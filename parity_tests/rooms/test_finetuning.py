@@ -116,7 +116,7 @@ def test_only_adapters_and_the_head_train(pretrained, few_texts, first_devices, 
     start, now = read_tensors(pretrained / "model.safetensors"), {**run.state.params, **run.state.rest}
     assert set(run.state.params) == TRAINED
     slots = checkpoint.flatten(run.state.opt_state)
-    assert {k.rsplit("/", 1)[1] for k, v in slots.items() if v.ndim} == TRAINED
+    assert {k.rsplit("/", 1)[1] for k, v in slots.items() if "/slots/" in k} == TRAINED
     assert_frozen_weights_are(start, now)
     assert run.state.params[f"{LAYER}.query.lora_A.weight"].shape == (SIZES["hidden_size"], 2)
     assert all(np.abs(np.asarray(now[k])).max() > 0 for k in TRAINED)

@@ -21,6 +21,7 @@ from jaxarch.handover.optimizer import (
     from_torch_optimizer,
     step_of,
     to_optimizer_state_dict,
+    to_torch_optimizer,
     torch_rows,
 )
 from jaxarch.train import fit
@@ -74,6 +75,10 @@ def start():
 
 def options_of(hyper):
     return {"weight_decay": hyper.weight_decay, "groups": hyper.groups, "max_grad_norm": 0.3, **hyper.options}
+
+
+def params_of(model):
+    return state.split(model).params
 
 
 def torch_run(hyper, weights, part, moments=None, at=0):
@@ -173,10 +178,11 @@ def test_names_come_from_groups_or_from_a_single_group():
         from_optimizer_state_dict(ROWS, saved)
     _, _, saved = torch_run(KINDS["momentum"], start(), BATCHES[:2])
     assert from_optimizer_state_dict(ROWS, {"optimizer": saved, "step": 2})[1] == 2
-    with pytest.raises(ConversionError, match="maximizes"):
-        from_optimizer_state_dict(
-            ROWS, torch.optim.SGD(Theirs().named_parameters(), maximize=True).state_dict()
-        )
+    _, _, groups = from_optimizer_state_dict(
+        ROWS, torch.optim.SGD(Theirs().named_parameters(), maximize=True).state_dict()
+    )
+    with pytest.raises(ConversionError, match=r"maximize of up\.weight is True, the recipe's is False"):
+        check_groups(ROWS, params_of(Ours()), Hyper("sgd"), groups)
     with pytest.raises(ConversionError, match="lacks state"):
         from_optimizer_state_dict(ROWS, {"up.weight": 1})
 
@@ -198,8 +204,9 @@ def test_what_does_not_fit_is_refused():
     refused("has max_exp_avg_sq", from_torch_optimizer, ROWS, more, adam_state)
     fewer = {k: v for k, v in slots.items() if k != "up.bias"}
     refused("missing: up.bias", from_torch_optimizer, ROWS, fewer, adam_state)
-    apart = {k: {**v, "step": np.float32(i)} for i, (k, v) in enumerate(slots.items())}
-    refused("different steps", from_torch_optimizer, ROWS, apart, adam_state)
+    refused("beyond the 1 steps", from_torch_optimizer, ROWS, slots, adam_state, step=1)
+    begun = {**slots, "up.bias": {}}
+    refused("keeps no state of up.bias", from_torch_optimizer, ROWS, begun, adam_state)
     buffers = {k: {"momentum_buffer": v["exp_avg"]} for k, v in slots.items()}
     refused("does not say its step", from_torch_optimizer, ROWS, buffers, momentum)
     refused("no momentum", check_groups, ROWS, params, KINDS["momentum"], groups)
@@ -208,7 +215,71 @@ def test_what_does_not_fit_is_refused():
     refused(
         "decoupled_weight_decay", check_groups, ROWS, params, KINDS["adam"]._replace(kind="adamw"), groups
     )
-    refused("no torch state_dict", to_optimizer_state_dict, ROWS, params, adam_state, Hyper("lion"))
+    refused("torch has no optimizer lion", to_optimizer_state_dict, ROWS, params, adam_state, Hyper("lion"))
+
+
+def test_states_of_optax():
+    """optax's own Adam, SGD and Lion keep what torch does; what only looks like it is refused by name."""
+    params = params_of(Ours())
+
+    def refused(match, function, *args, **kwargs):
+        with pytest.raises(ConversionError, match=match):
+            function(*args, **kwargs)
+
+    foreign = optax.adam(0.1).init(params)
+    slots = to_torch_optimizer(ROWS, foreign)
+    assert set(slots["up.bias"]) == {"step", "exp_avg", "exp_avg_sq"}
+    apart = {k: {**v, "step": np.float32(i)} for i, (k, v) in enumerate(slots.items())}
+    refused("different steps", from_torch_optimizer, ROWS, apart, foreign)
+    refused("torch's radam", to_optimizer_state_dict, ROWS, params, foreign, Hyper("radam"))
+    hyper = Hyper("adam", options={"amsgrad": True})
+    refused("torch's adam", to_optimizer_state_dict, ROWS, params, foreign, hyper)
+    refused("maximum after", to_torch_optimizer, ROWS, optax.amsgrad(0.1).init(params))
+    refused("counts no steps", to_torch_optimizer, ROWS, optax.rmsprop(0.1).init(params))
+    refused("no optimizer of torch's has it", to_torch_optimizer, ROWS, optax.adabelief(0.1).init(params))
+
+
+def test_parameters_at_different_steps_or_without_state():
+    """A bias that torch trains from the third step on: its own count of steps goes both ways."""
+    model = Theirs()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    rng = np.random.default_rng(0)
+    grads = [{k: rng.normal(size=tuple(p.shape)) for k, p in model.named_parameters()} for _ in range(6)]
+
+    def torch_steps(part, without=()):
+        for g in part:
+            for name, p in model.named_parameters():
+                p.grad = None if name in without else torch.from_numpy(g[name])
+            optimizer.step()
+
+    order = [name for name, _ in model.named_parameters()]
+    rule = optim.create_optimizer("adam", learning_rate=0.1)
+    torch_steps(grads[:2], without=("up.bias",))
+    slots, step, _ = from_optimizer_state_dict(ROWS, optimizer.state_dict(), order=order)
+    assert (slots["up.bias"], step) == ({}, 2)
+    params = params_of(Ours())
+    assert set(to_torch_optimizer(ROWS, from_torch_optimizer(ROWS, slots, rule.init(params)))) == {
+        name for name in order if name != "up.bias"
+    }
+    torch_steps(grads[2:3])
+    ours = Ours()
+    load_state_dict(ours, model.state_dict())
+    params = params_of(ours)
+    slots, step, _ = from_optimizer_state_dict(ROWS, optimizer.state_dict(), order=order)
+    opt_state = from_torch_optimizer(ROWS, slots, rule.init(params))
+    back = to_torch_optimizer(ROWS, opt_state)
+    assert {k: v["step"] for k, v in back.items()} == {**dict.fromkeys(order, 3), "up.bias": 1}
+    for g in grads[3:]:
+        torch_steps([g])
+        updates, opt_state = rule.update({k: jnp.asarray(v.T) for k, v in g.items()}, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    for name, p in model.named_parameters():
+        np.testing.assert_allclose(np.asarray(params[name]).T, p.detach(), rtol=1e-10)
+    with pytest.raises(ConversionError, match="4 parameters, 3 names are given"):
+        from_optimizer_state_dict(ROWS, optimizer.state_dict(), order=order[:3])
+    strange = {"state": {}, "param_groups": [{"params": [0, 1, 2, 3], "lr": 0.1, "trust": 3}]}
+    with pytest.raises(ConversionError, match="no optimizer of torch's has the options lr, trust"):
+        from_optimizer_state_dict(ROWS, strange)
 
 
 RUN = {"variant": "small", "progress": False}
