@@ -39,8 +39,8 @@ SAFETENSORS: Mapping[str, np.dtype] = {
         "C64": np.complex64,
     }.items()
 }
-# Further ones that other formats hold, under names of this package.
-DTYPES: Mapping[str, np.dtype] = {**SAFETENSORS, "C128": np.dtype(np.complex128), **CARRIED}
+# Further ones that other formats hold, under the names of numpy and torch.
+DTYPES: Mapping[str, np.dtype] = {**SAFETENSORS, "complex128": np.dtype(np.complex128), **CARRIED}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxarch.convert import msgpack_file, npz_file
 from jaxarch.convert.manifest import read_manifest
+from jaxarch.convert.msgpack_file import MsgpackReader
+from jaxarch.convert.npz_file import NpzReader, NpzWriter
 from jaxarch.convert.safetensors_file import INDEX, SafetensorsReader, safetensors_places
 from jaxarch.convert.shards import JoinedReader, VerifiedReader, shards_of
 from jaxarch.convert.store import StoreWriter
 from jaxarch.convert.tensors import TensorInfo, TensorReader, TensorWriter
-from jaxarch.convert.torch_file import TorchReader, TorchWriter
+from jaxarch.convert.torch_file import TorchWriter
+from jaxarch.convert.torch_reader import TorchReader
 from jaxarch.errors import ConversionError
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+# Kinds of files that are read; all but .msgpack are written.
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES, npz_file.SUFFIX, msgpack_file.SUFFIX)
 # What a folder is read from: the first of these that it has.
 ENTRIES = (
     "model.safetensors",
@@ -29,8 +35,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
         ConversionError: the file is missing, damaged, of an unknown kind, or holds something else than a
-            flat state_dict of tensors.
-        UsageError: a torch file without torch installed.
+            state_dict of tensors.
     """
     with open_tensors(path) as reader:
         return {name: reader.read(name) for name in reader.infos}
@@ -66,7 +71,6 @@ def open_tensors(path: str | os.PathLike) -> TensorReader:
 
     Raises:
         ConversionError: as `read_tensors`.
-        UsageError: a torch file without torch installed.
     """
     path = Path(path)
     if path.is_dir():
@@ -106,6 +110,8 @@ def create_tensors(
         return StoreWriter(path, infos, places, fingerprint=fingerprint)
     if path.suffix in TORCH_SUFFIXES:
         return TorchWriter(path, infos)
+    if path.suffix == npz_file.SUFFIX:
+        return NpzWriter(path, infos, metadata)
     raise _unknown_suffix(path)
 
 
@@ -114,6 +120,10 @@ def _single(path: Path) -> TensorReader:
         return SafetensorsReader(path)
     if path.suffix in TORCH_SUFFIXES:
         return TorchReader(path)
+    if path.suffix == npz_file.SUFFIX:
+        return NpzReader(path)
+    if path.suffix == msgpack_file.SUFFIX:
+        return MsgpackReader(path)
     raise _unknown_suffix(path)
 
 
@@ -130,4 +140,4 @@ def _joined(index: Path) -> TensorReader:
 
 
 def _unknown_suffix(path: Path) -> ConversionError:
-    return ConversionError(f"{path}: unknown kind of file; known: .safetensors, {', '.join(TORCH_SUFFIXES)}")
+    return ConversionError(f"{path}: unknown kind of file; known: {', '.join(SUFFIXES)}")

@@ -36,6 +36,8 @@ class OrbaxReader:
         ConversionError: it is damaged, or no checkpoint.
     """
 
+    notes: Sequence[str] = ()
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: Mapping[str, str] = {}

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,8 @@ class SafetensorsReader:
     Raises:
         ConversionError: the file is damaged.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path

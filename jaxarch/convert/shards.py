@@ -20,6 +20,7 @@ class JoinedReader:
         self._owners = {name: reader for reader in readers for name in reader.infos}
         self.metadata: Mapping[str, str] = {k: v for r in readers for k, v in r.metadata.items()}
         self.infos: Mapping[str, TensorInfo] = {k: r.infos[k] for k, r in self._owners.items()}
+        self.notes = [note for r in readers for note in r.notes]
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A tensor, or a part of it."""
@@ -54,7 +55,7 @@ class VerifiedReader:
         self._reader, self._manifest, self._path = reader, manifest, path
         self._tensors = tensors_of(reader)
         self._verified: set[str] = set()
-        self.metadata, self.infos = reader.metadata, reader.infos
+        self.metadata, self.infos, self.notes = reader.metadata, reader.infos, reader.notes
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A tensor, or a part of it.

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from jaxarch.arrays import CARRIED, SUB_BYTE, pack
-from jaxarch.convert.dtypes import SAFETENSORS, stored_bytes
-from jaxarch.errors import ConversionError
+from jaxarch.arrays import SUB_BYTE, pack
+from jaxarch.convert.dtypes import DTYPES, dtype_name, stored_bytes
+from jaxarch.errors import ConversionError, printable
 
 Index = tuple[slice, ...]
 # Bytes that a stream holds at once of one tensor.
 BLOCK_BYTES = 16 << 20
-_NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
 
 
 class TensorInfo(NamedTuple):
@@ -43,7 +42,9 @@ class TensorInfo(NamedTuple):
         Raises:
             ConversionError: an unknown dtype.
         """
-        return SAFETENSORS.get(self.dtype) or CARRIED.get(self.dtype) or _plain(self.dtype)
+        if self.dtype not in DTYPES:
+            raise ConversionError(f"unknown dtype {printable(self.dtype)}; known: {', '.join(DTYPES)}")
+        return DTYPES[self.dtype]
 
     @property
     def nbits(self) -> int:
@@ -58,18 +59,6 @@ class TensorInfo(NamedTuple):
             ConversionError: numbers of fewer bits than a byte do not fill the last one.
         """
         return stored_bytes(self.numpy, math.prod(self.shape))
-
-
-def dtype_name(dtype: np.dtype) -> str:
-    """The name of a dtype in safetensors; what that has no name for keeps that of numpy or torch."""
-    dtype = np.dtype(dtype)
-    return _NAMES.get(dtype) or (dtype.names[0] if dtype.names else dtype.name)
-
-
-def _plain(name: str) -> np.dtype:
-    if name not in ("complex128", "longdouble", "clongdouble"):
-        raise ConversionError(f"unknown dtype {name!r}; known: {', '.join(SAFETENSORS)}")
-    return np.dtype(name)
 
 
 class Tensor:
@@ -194,6 +183,10 @@ class TensorReader(Protocol):
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
         """What each tensor is."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """A line for each thing in the source that is neither here nor among the metadata, and for each choice made."""
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A tensor, or a part of it, as a contiguous array of its own."""

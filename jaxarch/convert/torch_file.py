@@ -1,4 +1,4 @@
-"""Files of torch: the tensors of a state_dict, read by slices from the mapped file; nothing in a file is run."""
+"""Files of torch by torch itself: what a state_dict is written with, and what is read that is none."""
 
 import math
 import pickle
@@ -9,44 +9,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from jaxarch.arrays import SUB_BYTE, as_numpy, as_tensor
-from jaxarch.convert.tensors import Index, TensorInfo, full_index
+from jaxarch.arrays import as_tensor
+from jaxarch.convert.tensors import TensorInfo
+from jaxarch.convert.torch_reader import check_torch_file
 from jaxarch.errors import ConversionError, require_torch
 from jaxarch.files import first_line, write_whole
-
-WRAPPERS = ("state_dict", "model_state_dict")
-
-
-class TorchReader:
-    """A `TensorReader` of one file.
-
-    Raises:
-        ConversionError: the file is damaged, or holds something else than a flat state_dict of tensors.
-        UsageError: torch is not installed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.metadata: Mapping[str, str] = {}
-        self._tensors = _state_dict(path)
-        self.infos: Mapping[str, TensorInfo] = {k: _info(v) for k, v in self._tensors.items()}
-
-    def read(self, name: str, index: Index = ()) -> np.ndarray:
-        """A tensor, or a part of it."""
-        tensor, index = self._tensors[name], full_index(index, self.infos[name].shape)
-        if self.infos[name].numpy in SUB_BYTE:
-            return np.array(as_numpy(tensor)[index], order="C")
-        return np.array(as_numpy(tensor[index]), order="C")
-
-    def close(self) -> None:
-        """Release the mapping."""
-        self._tensors = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 class TorchWriter:
@@ -89,6 +56,7 @@ def load_torch_file(path: Path, kind: str = "weight", *, mmap: bool = False) -> 
         UsageError: torch is not installed.
     """
     torch = require_torch(f"reading {path.name}")
+    check_torch_file(path)
     try:
         mmap = mmap and zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -97,25 +65,3 @@ def load_torch_file(path: Path, kind: str = "weight", *, mmap: bool = False) -> 
         has_reason = isinstance(e, (RuntimeError, OSError))
         reason = first_line(e) if has_reason else "it is damaged or holds more than tensors"
         raise ConversionError(f"{path} is not a readable torch {kind} file: {reason}") from None
-
-
-def _info(tensor: Any) -> TensorInfo:
-    """What a tensor is, from an empty part of it."""
-    info = TensorInfo.of(as_numpy(tensor[(slice(0, 0),) * tensor.ndim]))
-    if info.numpy in SUB_BYTE:
-        return TensorInfo.of(as_numpy(tensor))
-    return info._replace(shape=tuple(tensor.shape))
-
-
-def _state_dict(path: Path) -> dict[str, Any]:
-    torch = require_torch(f"reading {path.name}")
-    content = load_torch_file(path, mmap=True)
-    if isinstance(content, Mapping):
-        for wrapper in WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                content = content[wrapper]
-    if not isinstance(content, Mapping):
-        raise ConversionError(f"{path} holds a {type(content).__name__}, not a state_dict")
-    if others := [k for k, v in content.items() if not isinstance(v, torch.Tensor)]:
-        raise ConversionError(f"{path}: {others[0]!r} is not a tensor; save model.state_dict() alone")
-    return dict(content)
