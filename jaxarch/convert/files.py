@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxarch.convert import msgpack_file, npz_file
+from jaxarch.convert import dcp_folder, msgpack_file, npz_file, peft_folder
+from jaxarch.convert.dcp_folder import DcpReader
 from jaxarch.convert.manifest import read_manifest
 from jaxarch.convert.msgpack_file import MsgpackReader
 from jaxarch.convert.npz_file import NpzReader, NpzWriter
+from jaxarch.convert.orbax import OrbaxReader, is_orbax
+from jaxarch.convert.peft_folder import PeftReader
 from jaxarch.convert.safetensors_file import INDEX, SafetensorsReader, safetensors_places
 from jaxarch.convert.shards import JoinedReader, VerifiedReader, shards_of
 from jaxarch.convert.store import StoreWriter
@@ -67,12 +70,20 @@ def write_tensors(
 def open_tensors(path: str | os.PathLike) -> TensorReader:
     """A reader of a weight file, of the index of its shards, or of a folder with either.
 
+    A folder may be one of torch.distributed.checkpoint, of peft or of orbax, too.
+
     What has a manifest beside it is compared with it.
 
     Raises:
         ConversionError: as `read_tensors`.
     """
     path = Path(path)
+    if (path / dcp_folder.METADATA).is_file():
+        return DcpReader(path)
+    if (path / peft_folder.CONFIG).is_file():
+        return PeftReader(path, open_tensors)
+    if path.is_dir() and is_orbax(path):
+        return OrbaxReader(path)
     if path.is_dir():
         entries = [path / name for name in ENTRIES if (path / name).is_file()]
         if not entries:

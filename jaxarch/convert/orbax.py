@@ -210,6 +210,11 @@ def _prepare(sizes: Mapping[str, int], folder: Path) -> None:
             handle.truncate(size)
 
 
+def is_orbax(path: Path) -> bool:
+    """Whether a folder is a checkpoint of orbax, or holds one."""
+    return (path / _TREE).is_file() or any(path.glob(f"*/{_TREE}"))
+
+
 def _tree_folder(path: Path) -> Path:
     """The folder with orbax's description of a tree: the path, or the one folder in it that has one."""
     if (path / _TREE).is_file():

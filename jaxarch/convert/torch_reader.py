@@ -46,7 +46,7 @@ _STORAGES: Mapping[str, str] = {
     "UntypedStorage": "uint8",
 }
 _PAIRS = np.dtype([(FLOAT4_PAIRS, "V1")])
-_DTYPES: Mapping[str, np.dtype] = {
+DTYPES: Mapping[str, np.dtype] = {
     **{
         n: np.dtype(n)
         for n in ("uint16", "uint32", "uint64", *sorted(set(_STORAGES.values()) - {"bfloat16"}))
@@ -104,26 +104,7 @@ class TorchReader:
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A tensor, or a part of it; only the bytes of that part are read."""
-        place, index = self._places[name], full_index(index, self.infos[name].shape)
-        if place.dtype == _PAIRS:
-            return self._pairs(place, index)
-        start = place.start + sum(i.start * s for i, s in zip(index, place.strides, strict=True))
-        shape = [i.stop - i.start for i in index]
-        value = read_strided(self._file.fileno(), start, shape, place.strides, place.dtype, str(self.path))
-        value = _swapped(value) if place.swapped and value.dtype.kind != "V" else value
-        value = value.conj() if place.conjugate else value
-        return -value if place.negative else value
-
-    def _pairs(self, place: Place, index: Index) -> np.ndarray:
-        """Numbers of four bits: the bytes that hold the part asked for, taken apart."""
-        *outer, last = index
-        low, high = last.start // 2, -(-last.stop // 2)
-        at = [*outer, slice(low, high)]
-        start = place.start + sum(i.start * s for i, s in zip(at, place.strides, strict=True))
-        shape = [i.stop - i.start for i in at]
-        packed = read_strided(self._file.fileno(), start, shape, place.strides, place.dtype, str(self.path))
-        numbers = unpack(packed.view(np.uint8), FLOAT4, (*shape[:-1], 2 * shape[-1]))
-        return np.array(numbers[..., last.start - 2 * low : last.stop - 2 * low], order="C")
+        return part_of(self._file, self._places[name], full_index(index, self.infos[name].shape), self.path)
 
     def close(self) -> None:
         """Release the file."""
@@ -134,6 +115,45 @@ class TorchReader:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def part_of(file: BinaryIO, place: Place, index: Index, path: Path) -> np.ndarray:
+    """The part of a tensor that an index of full slices names, as a contiguous array."""
+    if place.dtype == _PAIRS:
+        return _pairs(file, place, index, path)
+    start = place.start + sum(i.start * s for i, s in zip(index, place.strides, strict=True))
+    shape = [i.stop - i.start for i in index]
+    value = read_strided(file.fileno(), start, shape, place.strides, place.dtype, str(path))
+    value = _swapped(value) if place.swapped and value.dtype.kind != "V" else value
+    value = value.conj() if place.conjugate else value
+    return -value if place.negative else value
+
+
+def _pairs(file: BinaryIO, place: Place, index: Index, path: Path) -> np.ndarray:
+    """Numbers of four bits: the bytes that hold the part asked for, taken apart."""
+    *outer, last = index
+    at = [*outer, slice(last.start // 2, -(-last.stop // 2))]
+    start = place.start + sum(i.start * s for i, s in zip(at, place.strides, strict=True))
+    shape = [i.stop - i.start for i in at]
+    packed = read_strided(file.fileno(), start, shape, place.strides, place.dtype, str(path))
+    numbers = unpack(packed.view(np.uint8), FLOAT4, (*shape[:-1], 2 * shape[-1]))
+    skipped = 2 * at[-1].start
+    return np.array(numbers[..., last.start - skipped : last.stop - skipped], order="C")
+
+
+def place_in(file: BinaryIO, name: str, path: Path, window: tuple[int, int]) -> Place:
+    """Where the one tensor lies that a part of a file holds, itself a torch file.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
+    try:
+        content, storages, swapped = _archive(file, path, window)
+    except UnpicklingError as error:
+        raise ConversionError(f"{path}: {printable(name)} is damaged: {first_line(error)}") from None
+    if not isinstance(content, StoredTensor):
+        raise ConversionError(f"{path}: {printable(name)} is no tensor")
+    return _place(name, content, storages, swapped, path)
 
 
 def check_torch_file(path: Path) -> None:
@@ -179,8 +199,10 @@ def _content(file: BinaryIO, path: Path) -> tuple[Any, Callable[[Storage], Entry
         raise ConversionError(f"{path} is not a readable torch weight file: {first_line(error)}") from None
 
 
-def _archive(file: BinaryIO, path: Path) -> tuple[Any, Callable[[Storage], Entry], bool]:
-    entries = read_directory(file, str(path))
+def _archive(
+    file: BinaryIO, path: Path, window: tuple[int, int] | None = None
+) -> tuple[Any, Callable[[Storage], Entry], bool]:
+    entries = read_directory(file, str(path), window=window)
     if any(k.count("/") == 1 and k.endswith("/constants.pkl") for k in entries):
         raise ConversionError(f"{path} is a TorchScript model, which is code: save model.state_dict()")
     folders = [k.removesuffix(PICKLE) for k in entries if k.endswith(f"/{PICKLE}") and k.count("/") == 1]
@@ -237,7 +259,7 @@ def _width(storage: Storage, path: Path) -> int:
         raise ConversionError(
             f"{path} has a {printable(storage.kind)}: save the tensors dequantized, on the CPU"
         )
-    return _DTYPES[_STORAGES[storage.kind]].itemsize
+    return DTYPES[_STORAGES[storage.kind]].itemsize
 
 
 def _storage_bytes(storage: Storage, path: Path) -> int:
@@ -267,9 +289,9 @@ def _place(
     except KeyError:
         raise ConversionError(f"{path} lacks the values of {shown}") from None
     kind = tensor.dtype or _STORAGES[tensor.storage.kind]
-    if kind not in _DTYPES:
+    if kind not in DTYPES:
         raise ConversionError(f"{path}: {shown} has the dtype {printable(kind)}, which is not read")
-    dtype = _DTYPES[kind]
+    dtype = DTYPES[kind]
     shape, steps = check_shape(tensor.shape, name, path), check_shape(tensor.stride, name, path)
     if len(shape) != len(steps) or not is_count(tensor.offset) or (kind == FLOAT4_PAIRS and not shape):
         raise ConversionError(f"{path}: {shown} has the shape {shape} with {len(steps)} strides")

@@ -4,10 +4,11 @@ torch's files and numpy's .npz are such archives. Entries that lie one over the 
 a small file stand for terabytes.
 """
 
+import io
 import os
 import struct
 import zipfile
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxarch.errors import ConversionError, printable
 from jaxarch.files import first_line
@@ -24,15 +25,21 @@ class Entry(NamedTuple):
     size: int
 
 
-def read_directory(stream: BinaryIO, name: str, *, packed: bool = False) -> dict[str, Entry]:
+def read_directory(
+    file: BinaryIO, name: str, *, packed: bool = False, window: tuple[int, int] | None = None
+) -> dict[str, Entry]:
     """The entries of an archive by name. With `packed`, compressed ones have the size -1 and no place.
+
+    Args:
+        window: the start and the size of the archive, where it is a part of the file.
 
     Raises:
         ConversionError: it is no archive, is damaged, or has entries that are encrypted, compressed, too many,
             twice there, or outside the file or one over the other.
     """
-    length = os.fstat(stream.fileno()).st_size
-    if (count := _count(stream, length)) > MOST_ENTRIES:
+    base, length = window or (0, os.fstat(file.fileno()).st_size)
+    stream = Window(file.fileno(), base, length)
+    if (count := _count(stream)) > MOST_ENTRIES:
         raise ConversionError(f"{name} has {count:,} entries, at most {MOST_ENTRIES:,} are read")
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -63,7 +70,41 @@ def read_directory(stream: BinaryIO, name: str, *, packed: bool = False) -> dict
             start = info.header_offset + _header(stream, info.header_offset, name)
             entries[info.filename] = Entry(start, info.file_size)
     _check_places(entries, length, name)
-    return entries
+    return {k: entry._replace(start=base + entry.start) for k, entry in entries.items()}
+
+
+class Window(io.RawIOBase):
+    """A part of a file as a stream of its own."""
+
+    def __init__(self, handle: int, start: int, size: int) -> None:
+        self.handle, self.start, self.size, self.position = handle, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise OSError("before the start of the file")
+        self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, target: Any) -> int:
+        data = self.at(self.position, len(target))
+        target[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+    def at(self, position: int, count: int) -> bytes:
+        """At most `count` bytes from a position on."""
+        count = min(count, self.size - position) if 0 <= position <= self.size else 0
+        return os.pread(self.handle, count, self.start + position)
 
 
 def _check_places(entries: dict[str, Entry], length: int, name: str) -> None:
@@ -74,18 +115,18 @@ def _check_places(entries: dict[str, Entry], length: int, name: str) -> None:
         end = entry.start + max(entry.size, 0)
 
 
-def _header(stream: BinaryIO, offset: int, name: str) -> int:
+def _header(stream: Window, offset: int, name: str) -> int:
     """The length of the header that stands before an entry's bytes."""
-    header = os.pread(stream.fileno(), _LOCAL_BYTES, offset) if offset >= 0 else b""
+    header = stream.at(offset, _LOCAL_BYTES)
     if len(header) != _LOCAL_BYTES or not header.startswith(_LOCAL):
         raise ConversionError(f"{name} is not a readable archive: no header at byte {offset:,}")
     names, extra = struct.unpack_from("<HH", header, 26)
     return _LOCAL_BYTES + names + extra
 
 
-def _count(stream: BinaryIO, length: int) -> int:
+def _count(stream: Window) -> int:
     """An upper bound of the number of entries, from the size of the directory: an entry takes 46 bytes or more."""
-    tail = os.pread(stream.fileno(), 1 << 17, max(0, length - (1 << 17)))
+    tail = stream.at(max(0, stream.size - (1 << 17)), 1 << 17)
     position = tail.rfind(_END)
     if position < 0 or position + 22 > len(tail):
         return 0  # no archive; zipfile says so
@@ -93,4 +134,4 @@ def _count(stream: BinaryIO, length: int) -> int:
     if size == 0xFFFFFFFF or b"PK\x06\x06" in tail:
         wide = tail.rfind(b"PK\x06\x06")
         size = struct.unpack_from("<Q", tail, wide + 40)[0] if 0 <= wide <= len(tail) - 56 else 0
-    return min(size, length) // 46
+    return min(size, stream.size) // 46

@@ -298,3 +298,79 @@ def test_strided_arrays_are_read_in_pieces(tmp_path, monkeypatch):
             assert same(again, np.array(view, order="C"))
         with pytest.raises(ConversionError, match="a ends at byte"):
             read_strided(file.fileno(), 0, (1000,), (8,), value.dtype, "a")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_folders_of_torch_distributed_checkpoint(tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    weights = {"a.w": torch.randn(3, 4), "b": torch.arange(5, dtype=torch.int16), "s": torch.tensor(2.5)}
+    state = {"model": weights, "optim": {"state": {"a.w": {"step": torch.tensor(3.0)}}}, "epoch": 3}
+    dcp.save(state, checkpoint_id=tmp_path / "d", no_dist=True)
+    with open_tensors(tmp_path / "d") as reader:
+        assert list(reader.infos) == list(weights)
+        for name, value in weights.items():
+            assert same(reader.read(name), value.numpy()), name
+        assert same(reader.read("a.w", (slice(1, 3), slice(0, 2))), weights["a.w"][1:3, :2].numpy())
+        assert "the weights are those under 'model'" in reader.notes
+        assert "left out: 'optim' (tensors: 1)" in reader.notes
+        assert any(n.startswith("left out: 'epoch' (") for n in reader.notes)
+
+
+def dcp_in_parts(folder, value: torch.Tensor, bounds) -> None:
+    """A checkpoint whose one tensor lies in parts, as several processes save it."""
+    import io
+    import pickle
+
+    from torch.distributed.checkpoint import metadata as m
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    folder.mkdir()
+    chunks, storage, data = [], {}, b""
+    for low, high in bounds:
+        stream = io.BytesIO()
+        torch.save(value[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].clone(), stream)
+        sizes = torch.Size(b - a for a, b in zip(low, high, strict=True))
+        chunks.append(m.ChunkStorageMetadata(torch.Size(low), sizes))
+        storage[m.MetadataIndex("w", low)] = _StorageInfo("__0_0.distcp", len(data), len(stream.getvalue()))
+        data += stream.getvalue()
+    described = m.TensorStorageMetadata(m.TensorProperties.create_from_tensor(value), value.shape, chunks)
+    (folder / "__0_0.distcp").write_bytes(data)
+    (folder / ".metadata").write_bytes(pickle.dumps(m.Metadata({"w": described}, None, storage)))
+
+
+def test_parts_of_several_processes_are_joined(tmp_path):
+    value = torch.randn(6, 5)
+    dcp_in_parts(tmp_path / "d", value, [((0, 0), (4, 2)), ((0, 2), (4, 5)), ((4, 0), (6, 5))])
+    with open_tensors(tmp_path / "d") as reader:
+        assert same(reader.read("w"), value.numpy())
+        assert same(
+            reader.read("w", (slice(3, 5), slice(1, 4))), np.array(value[3:5, 1:4].numpy(), order="C")
+        )
+    for name, bounds in {"gap": [((0, 0), (4, 5))], "overlap": [((0, 0), (4, 5)), ((2, 0), (4, 5))]}.items():
+        dcp_in_parts(tmp_path / name, value, bounds)
+        with pytest.raises(ConversionError, match="do not cover its shape"):
+            open_tensors(tmp_path / name)
+
+
+def test_folders_of_peft(tmp_path):
+    names = [f"base_model.model.layers.{i}.q.lora_{k}.weight" for i in (0, 1) for k in "AB"]
+    held = {n: np.ones((2, 3), np.float32) for n in names}
+    write_tensors(tmp_path / "adapter_model.safetensors", held)
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "peft_type": "LORA"}')
+    with open_tensors(tmp_path) as reader:
+        assert list(reader.infos) == [n.removeprefix("base_model.model.") for n in sorted(names)]
+        assert same(reader.read("layers.1.q.lora_B.weight"), held[names[-1]])
+        assert reader.metadata["peft.r"] == "2"
+        assert reader.notes == ["these are adapters, without the model they belong to"]
+
+
+def test_orbax_of_others(tmp_path):
+    import orbax.checkpoint as ocp
+
+    held = {"params": {"Dense_0": {"kernel": jnp.arange(6.0).reshape(2, 3)}}, "step": jnp.int32(3)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "o", held)
+    with open_tensors(tmp_path / "o") as reader:
+        assert set(reader.infos) == {"params.Dense_0.kernel", "step"}
+        assert same(reader.read("params.Dense_0.kernel"), np.asarray(held["params"]["Dense_0"]["kernel"]))
