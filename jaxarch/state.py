@@ -27,8 +27,10 @@ def join(path: tuple) -> str:
 
 
 def part(path: str) -> tuple:
-    """A dotted string as an nnx path; digits are indices of lists."""
-    return tuple(int(p) if p.isdigit() else p for p in path.split("."))
+    """A dotted string as an nnx path; digits are indices of lists, but for `parametrizations.NAME.0`, beside names."""
+    names = path.split(".")
+    beside_names = {i + 2 for i, name in enumerate(names) if name == "parametrizations"}
+    return tuple(int(p) if p.isdigit() and i not in beside_names else p for i, p in enumerate(names))
 
 
 def flat(state: nnx.State) -> Flat:

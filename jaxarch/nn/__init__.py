@@ -8,6 +8,7 @@ from jaxarch.versions import check_versions
 
 check_versions()
 
+from jaxarch.nn import utils
 from jaxarch.nn.activation import ACTIVATIONS, Activation, Function, get_activation
 from jaxarch.nn.adaptive_pool import (
     AdaptiveAvgPool1d,
