@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxarch import nn, state
 from jaxarch.bench import Contest
-from jaxarch.nn.efficient_attention import join_heads, split_heads
+from jaxarch.nn.long_attention import join_heads, split_heads
 
 Weights = tuple[state.Flat, state.Flat]  # parameters, remaining state
 

@@ -8,18 +8,18 @@ from jaxarch import nn
 
 
 class ConditionalGenerator(nn.Module):
-    """z (B, latent_dim), labels (B,) in [0, num_classes) -> rows (B, output_dim) in [-1, 1].
+    """z (B, latent_dim), labels (B,) in [0, num_classes) -> rows (B, img_size).
 
-    The embedding of the label is concatenated to z.
+    The embedding of the label is concatenated to z. `output_activation="tanh"` bounds the rows to [-1, 1].
     """
 
     def __init__(
         self,
         latent_dim: int,
         num_classes: int,
-        output_dim: int,
+        img_size: int,
         hidden_dim: int = 256,
-        output_activation: str = "tanh",
+        output_activation: str = "identity",
         *,
         rngs: nnx.Rngs,
     ):
@@ -27,7 +27,7 @@ class ConditionalGenerator(nn.Module):
         self.model = nn.Sequential(
             nn.Linear(latent_dim + num_classes, hidden_dim, rngs=rngs),
             nn.LeakyReLU(0.2),
-            nn.Linear(hidden_dim, output_dim, rngs=rngs),
+            nn.Linear(hidden_dim, img_size, rngs=rngs),
             nn.Activation(output_activation),
         )
 

@@ -9,7 +9,7 @@ from jaxarch import nn
 
 
 class Discriminator(nn.Module):
-    """Images (B, image_size, image_size, channels) -> (B, 1), the probability that they are real.
+    """Images (B, image_size, image_size, img_channels) -> (B, 1), the probability that they are real.
 
     `output_activation="identity"` gives logits, or the score of a critic. With `return_features` also the
     last layer's input (B, F), for feature matching.
@@ -17,7 +17,7 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        channels: int = 3,
+        img_channels: int = 3,
         image_size: int = 28,
         hidden_dims: Sequence[int] = (512, 256),
         output_activation: str = "sigmoid",
@@ -25,7 +25,7 @@ class Discriminator(nn.Module):
         rngs: nnx.Rngs,
     ):
         layers: list[nn.Module] = [nn.Flatten()]
-        width = channels * image_size**2
+        width = img_channels * image_size**2
         for dim in hidden_dims:
             layers += [nn.Linear(width, dim, rngs=rngs), nn.LeakyReLU(0.2)]
             width = dim

@@ -7,7 +7,7 @@ from jaxarch import nn
 
 
 class EdgeAwareGNN(nn.Module):
-    """x (N, node_features), edge_index (2, E), edge_attr (E, edge_features) -> (N, hidden_dim).
+    """x (N, node_dim), edge_index (2, E), edge_attr (E, edge_dim) -> (N, hidden_dim), by default node_dim.
 
     A node gets the mean over its incoming edges of ReLU(linear([node, neighbour, edge])), 0 without any.
 
@@ -15,9 +15,11 @@ class EdgeAwareGNN(nn.Module):
         DataError: outside jit, an edge index is out of range.
     """
 
-    def __init__(self, node_features: int, edge_features: int, hidden_dim: int, *, rngs: nnx.Rngs):
-        width = 2 * node_features + edge_features
-        self.edge_mlp = nn.Sequential(nn.Linear(width, hidden_dim, rngs=rngs), nn.Activation("relu"))
+    def __init__(self, node_dim: int, edge_dim: int, hidden_dim: int | None = None, *, rngs: nnx.Rngs):
+        hidden_dim = node_dim if hidden_dim is None else hidden_dim
+        self.edge_mlp = nn.Sequential(
+            nn.Linear(2 * node_dim + edge_dim, hidden_dim, rngs=rngs), nn.Activation("relu")
+        )
 
     def __call__(
         self, x: Float[Array, "n i"], edge_index: Int[Array, "2 e"], edge_attr: Float[Array, "e d"]

@@ -9,12 +9,12 @@ from jaxarch import nn
 
 
 class Generator(nn.Module):
-    """z (B, latent_dim) -> images (B, image_size, image_size, channels) in [-1, 1]."""
+    """z (B, latent_dim) -> images (B, image_size, image_size, img_channels) in [-1, 1]."""
 
     def __init__(
         self,
         latent_dim: int,
-        channels: int = 3,
+        img_channels: int = 3,
         image_size: int = 28,
         hidden_dims: Sequence[int] = (256, 512),
         *,
@@ -25,9 +25,9 @@ class Generator(nn.Module):
         for dim in hidden_dims:
             layers += [nn.Linear(width, dim, rngs=rngs), nn.LeakyReLU(0.2)]
             width = dim
-        layers += [nn.Linear(width, channels * image_size**2, rngs=rngs), nn.Activation("tanh")]
+        layers += [nn.Linear(width, img_channels * image_size**2, rngs=rngs), nn.Activation("tanh")]
         self.net = nn.Sequential(*layers)
-        self.to_image = nn.ToImage(channels, image_size, image_size)
+        self.to_image = nn.ToImage(img_channels, image_size, image_size)
 
     def __call__(self, z: Float[Array, "b z"]) -> Float[Array, "b h w c"]:
         return self.to_image(self.net(z))

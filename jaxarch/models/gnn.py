@@ -1,5 +1,7 @@
 """Two graph convolutions, mean pooling and a classifier: Kipf and Welling 2017, arXiv:1609.02907."""
 
+from typing import Any
+
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -10,7 +12,7 @@ class GNN(nn.Module):
     """x (N, num_features), edge_index (2, E), n_node (G,), edge_weight (E,) -> (G, num_classes).
 
     `n_node` is jraph's: how many nodes each graph has, in order; None is one graph. ReLU and dropout are
-    between the convolutions.
+    between the convolutions. In place of x and edge_index a graph is accepted, see `nn.graph_inputs`.
 
     Raises:
         DataError: outside jit, an edge index is out of range or n_node does not add up to N.
@@ -27,11 +29,12 @@ class GNN(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "n i"],
-        edge_index: Int[Array, "2 e"],
+        x: Any,
+        edge_index: Int[Array, "2 e"] | None = None,
         n_node: Int[Array, " g"] | None = None,
         edge_weight: Float[Array, " e"] | None = None,
     ) -> Float[Array, "g o"]:
+        x, edge_index, n_node = nn.graph_inputs(x, edge_index, n_node)
         x = self.dropout(self.activation(self.conv1(x, edge_index, edge_weight)))
         x = self.conv2(x, edge_index, edge_weight)
         batch = None if n_node is None else nn.graph_ids(n_node, x.shape[0])

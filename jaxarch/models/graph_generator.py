@@ -7,14 +7,15 @@ from jaxarch import nn
 
 
 class GraphGenerator(nn.Module):
-    """z (..., N, latent_dim), one row per node -> (..., N, N), the probability of the edge from i to j.
+    """z (..., N, latent_dim), one row per node -> (nodes (..., N, hidden_dim), edges (..., N, N)).
 
-    sigmoid(linear([node i, node j])) for all pairs at once.
+    An edge's probability is sigmoid(linear([node i, node j])), for all pairs at once.
     """
 
     def __init__(self, latent_dim: int, hidden_dim: int = 16, *, rngs: nnx.Rngs):
         self.node_decoder = nn.Linear(latent_dim, hidden_dim, rngs=rngs)
         self.edge_decoder = nn.Sequential(nn.Linear(2 * hidden_dim, 1, rngs=rngs), nn.Activation("sigmoid"))
 
-    def __call__(self, z: Float[Array, "*b n l"]) -> Float[Array, "*b n n"]:
-        return self.edge_decoder(nn.all_pairs(self.node_decoder(z)))[..., 0]
+    def __call__(self, z: Float[Array, "*b n l"]) -> tuple[Float[Array, "*b n h"], Float[Array, "*b n n"]]:
+        nodes = self.node_decoder(z)
+        return nodes, self.edge_decoder(nn.all_pairs(nodes))[..., 0]

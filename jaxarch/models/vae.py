@@ -12,7 +12,8 @@ from jaxarch import nn
 class VAE(nn.Module):
     """x (B, input_dim) in [0, 1], eps (B, latent_dim) from N(0, 1) -> (reconstruction, mu, logvar).
 
-    The latent is mu + eps * exp(logvar / 2). The factor beta of Higgins et al. 2017 belongs to the loss.
+    The latent is mu + eps * exp(logvar / 2); without `eps` the model draws it. No activation follows the last
+    layer of the encoder. The factor beta of Higgins et al. 2017 belongs to the loss.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class VAE(nn.Module):
         for dim in hidden_dims:
             layers += [nn.Linear(width, dim, rngs=rngs), nn.Activation("relu")]
             width = dim
-        self.encoder = nn.Sequential(*layers)
+        self.encoder = nn.Sequential(*layers[:-1])
         self.mu = nn.Linear(width, latent_dim, rngs=rngs)
         self.logvar = nn.Linear(width, latent_dim, rngs=rngs)
         layers, width = [], latent_dim
@@ -37,6 +38,7 @@ class VAE(nn.Module):
             width = dim
         layers += [nn.Linear(width, input_dim, rngs=rngs), nn.Activation("sigmoid")]
         self.decoder = nn.Sequential(*layers)
+        self.noise = nn.Noise(rngs=rngs)
 
     def encode(self, x: Float[Array, "b i"]) -> tuple[Float[Array, "b z"], Float[Array, "b z"]]:
         """(B, input_dim) -> mean and log variance of the latent, (B, latent_dim) each."""
@@ -47,8 +49,15 @@ class VAE(nn.Module):
         """(B, latent_dim) -> (B, input_dim) in [0, 1]."""
         return self.decoder(z)
 
+    def reparameterize(
+        self, mu: Float[Array, "b z"], logvar: Float[Array, "b z"], eps: Float[Array, "b z"] | None = None
+    ) -> Float[Array, "b z"]:
+        """A sample (B, latent_dim) of the latent, from the noise eps or noise of its own."""
+        eps = self.noise(mu) if eps is None else eps
+        return mu + eps * jnp.exp(logvar / 2)
+
     def __call__(
-        self, x: Float[Array, "b i"], eps: Float[Array, "b z"]
+        self, x: Float[Array, "b i"], eps: Float[Array, "b z"] | None = None
     ) -> tuple[Float[Array, "b i"], Float[Array, "b z"], Float[Array, "b z"]]:
         mu, logvar = self.encode(x)
-        return self.decode(mu + eps * jnp.exp(logvar / 2)), mu, logvar
+        return self.decode(self.reparameterize(mu, logvar, eps)), mu, logvar

@@ -24,6 +24,7 @@ from jaxarch.nn.attention import (
     Cache,
     MultiHeadAttention,
     MultiHeadAttentionWithRelativePosition,
+    efficient_attention,
     scaled_dot_product_attention,
 )
 from jaxarch.nn.bert import BertConfig, BertModel
@@ -51,12 +52,6 @@ from jaxarch.nn.dropout import (
     label_dropouts,
     record_masks,
 )
-from jaxarch.nn.efficient_attention import (
-    LinformerAttention,
-    PerformerAttention,
-    ReformerAttention,
-    chunked_attention,
-)
 from jaxarch.nn.embedding import Embedding, EmbeddingBag, check_ids
 from jaxarch.nn.encoder_decoder import (
     Transformer,
@@ -72,6 +67,7 @@ from jaxarch.nn.fractional_pool import (
     FractionalMaxPool3d,
 )
 from jaxarch.nn.generative import (
+    Noise,
     PixelAttention,
     SpectralConv2d,
     SpectralLinear,
@@ -91,6 +87,7 @@ from jaxarch.nn.graph import (
     global_max_pool,
     global_mean_pool,
     graph_ids,
+    graph_inputs,
     mean_of_neighbours,
 )
 from jaxarch.nn.hub import (
@@ -133,6 +130,12 @@ from jaxarch.nn.lazy import (
     LazyLinear,
 )
 from jaxarch.nn.linear import Bilinear, Identity, Linear
+from jaxarch.nn.long_attention import (
+    LinformerAttention,
+    PerformerAttention,
+    ReformerAttention,
+    chunked_attention,
+)
 from jaxarch.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,

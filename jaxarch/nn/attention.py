@@ -20,9 +20,10 @@ from jaxarch.nn import init
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.embedding import Embedding
 from jaxarch.nn.kernels.attention import block_attention, exact_attention, fused_attention, pattern
+from jaxarch.nn.kernels.dtypes import accumulation_dtype
 from jaxarch.nn.kernels.switches import is_enabled
 from jaxarch.nn.linear import Linear
-from jaxarch.nn.masks import expand_mask
+from jaxarch.nn.masks import as_bool, expand_mask
 from jaxarch.nn.module import Module
 from jaxarch.nn.position import RotaryEmbedding
 
@@ -236,6 +237,29 @@ class MultiHeadAttention(Module):
 
 AdvancedMultiHeadAttention = MultiHeadAttention
 MultiHeadAttentionWithRelativePosition = functools.partial(MultiHeadAttention, attention_type="relative")
+
+
+def efficient_attention(
+    q: Float[Array, "*b q d"],
+    k: Float[Array, "*b k d"],
+    v: Float[Array, "*b k e"],
+    mask: Shaped[Array, "..."] | None = None,
+) -> Float[Array, "*b q e"]:
+    """softmax(q k^T / sqrt(d)) v, as torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).
+
+    The mask broadcasts to the scores. One of booleans is True where attention is allowed, and a row with every
+    key masked gives 0; one of floats is added to the scores.
+    """
+    if mask is None and q.ndim == 4 and k.shape == v.shape:
+        return fused_attention(q, k, v)
+    scores = jnp.einsum("...qd,...kd->...qk", q, k).astype(accumulation_dtype(q.dtype)) / q.shape[-1] ** 0.5
+    if mask is None or jnp.issubdtype(mask.dtype, jnp.floating):
+        weights = jax.nn.softmax(scores if mask is None else scores + mask)
+    else:
+        allowed = as_bool(mask)
+        some = allowed.any(-1, keepdims=True)
+        weights = jnp.where(some, jax.nn.softmax(jnp.where(allowed | ~some, scores, -jnp.inf)), 0)
+    return jnp.einsum("...qk,...kd->...qd", weights.astype(q.dtype), v)
 
 
 def scaled_dot_product_attention(

@@ -20,6 +20,16 @@ from jaxarch.nn.module import Buffer, Module, Perm, from_torch_layout, optional
 from jaxarch.nn.norm import GroupNorm
 
 
+class Noise(Module):
+    """Standard normal noise of the shape and dtype of an array, from a stream of its own."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.rngs = rngs.noise.fork()
+
+    def __call__(self, like: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jax.random.normal(self.rngs(), like.shape, like.dtype)
+
+
 class ToImage(Module):
     """Rows as images, in torch's order: (B, channels * height * width) -> (B, height, width, channels)."""
 

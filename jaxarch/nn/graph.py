@@ -7,6 +7,7 @@ JAX itself would drop them in silence. Sums are taken in float32 at least.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxarch.arrays import as_numpy
 from jaxarch.errors import DataError, UsageError, unknown
 from jaxarch.nn import init
 from jaxarch.nn.activation import leaky_relu
@@ -41,6 +43,31 @@ def graph_ids(n_node: Int[Array, " g"], num_nodes: int) -> Int[Array, " n"]:
     return jnp.searchsorted(ends, jnp.arange(num_nodes, dtype=n_node.dtype), side="right").astype(
         n_node.dtype
     )
+
+
+def graph_inputs(
+    x: Any, edge_index: Int[Array, "2 e"] | None, n_node: Int[Array, " g"] | None = None
+) -> tuple[Float[Array, "n f"], Int[Array, "2 e"], Int[Array, " g"] | None]:
+    """(x, edge_index, n_node), or those of one object in the place of x.
+
+    It is a graph or batch in the form of PyG's Data (`x`, `edge_index`, `batch`; arrays or tensors) or of
+    jraph's GraphsTuple (`nodes`, `senders`, `receivers`, `n_node`).
+
+    Raises:
+        UsageError: it has neither form; under jit, a graph with `batch`, of which the number of graphs is unknown.
+    """
+    if edge_index is not None:
+        return x, edge_index, n_node
+    if hasattr(x, "senders"):
+        return jnp.asarray(x.nodes), jnp.stack([x.senders, x.receivers]), jnp.asarray(x.n_node)
+    if not hasattr(x, "edge_index"):
+        raise UsageError("edge_index is missing: give x and edge_index, or a graph that holds both")
+    if isinstance(batch := getattr(x, "batch", None), jax.core.Tracer):
+        raise UsageError("under jit the number of graphs must be known: give x, edge_index and n_node")
+    if batch is not None:
+        n_node = jnp.asarray(np.bincount(as_numpy(batch)).astype(np.int32))
+    nodes, edges = (v if isinstance(v, Array) else jnp.asarray(as_numpy(v)) for v in (x.x, x.edge_index))
+    return nodes, edges, n_node
 
 
 def global_add_pool(

@@ -9,15 +9,18 @@ from jaxarch.errors import DataError
 
 
 def as_bool(mask: Shaped[Array, "*shape"]) -> Bool[Array, "*shape"]:
-    """A mask of booleans or integers as booleans.
+    """A mask of booleans, or of the numbers 1 and 0, as booleans.
 
     Raises:
-        DataError: it has floats, which may be meant to be added to scores.
+        DataError: outside jit, floats other than 0 and 1, which may be meant to be added to scores.
     """
-    if mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.integer):
-        raise DataError(
-            f"a mask must be bool or integers, 1 where attention is allowed, not {mask.dtype}: give mask > 0"
-        )
+    if jnp.issubdtype(mask.dtype, jnp.floating) and not isinstance(mask, jax.core.Tracer):
+        others = np.asarray(mask)[~np.isin(np.asarray(mask), (0, 1))]
+        if others.size:
+            raise DataError(
+                f"a mask must be 1 where attention is allowed and 0 elsewhere, it holds {others.flat[0]}:"
+                " give booleans, for one that is added to scores mask == 0"
+            )
     return mask if mask.dtype == bool else mask != 0
 
 

@@ -26,16 +26,18 @@ class SelfAttention(Module):
     Every head goes through the same bias-free `Linear(head_dim, head_dim)`; scores are divided by
     sqrt(embed_size), after masked ones were set to -1e20. The mask is (B, Tk), (B, Tq, Tk) or broadcasts to
     (B, H, Tq, Tk), True = may attend; a row with every key masked is the mean of all values.
+    Without `projections` the three of the heads are held and not applied.
 
     Raises:
         UsageError: heads that do not divide the width.
         DataError: in the call, a mask that does not fit.
     """
 
-    def __init__(self, embed_size: int, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, embed_size: int, heads: int, projections: bool = True, *, rngs: nnx.Rngs):
         if embed_size % heads:
             raise UsageError(f"heads {heads} does not divide embed_size {embed_size}")
         self.embed_size, self.heads, self.head_dim = embed_size, heads, embed_size // heads
+        self.projections = projections
         self.values = Linear(self.head_dim, self.head_dim, bias=False, rngs=rngs)
         self.keys = Linear(self.head_dim, self.head_dim, bias=False, rngs=rngs)
         self.queries = Linear(self.head_dim, self.head_dim, bias=False, rngs=rngs)
@@ -48,11 +50,9 @@ class SelfAttention(Module):
         query: Float[Array, "b q e"],
         mask: Shaped[Array, "..."] | None = None,
     ) -> Float[Array, "b q e"]:
-        v, k, q = (
-            self.values(self._split(values)),
-            self.keys(self._split(keys)),
-            self.queries(self._split(query)),
-        )
+        v, k, q = self._split(values), self._split(keys), self._split(query)
+        if self.projections:
+            v, k, q = self.values(v), self.keys(k), self.queries(q)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
         scores = scores.astype(accumulation_dtype(scores.dtype))
         mask = expand_mask(mask, scores.shape)
@@ -72,9 +72,16 @@ class SelfAttentionBlock(Module):
     """
 
     def __init__(
-        self, embed_size: int, heads: int, dropout: float = 0.1, forward_expansion: int = 4, *, rngs: nnx.Rngs
+        self,
+        embed_size: int,
+        heads: int,
+        dropout: float = 0.1,
+        forward_expansion: int = 4,
+        projections: bool = True,
+        *,
+        rngs: nnx.Rngs,
     ):
-        self.attention = SelfAttention(embed_size, heads, rngs=rngs)
+        self.attention = SelfAttention(embed_size, heads, projections, rngs=rngs)
         self.norm1 = LayerNorm(embed_size, rngs=rngs)
         self.norm2 = LayerNorm(embed_size, rngs=rngs)
         self.ff = Sequential(

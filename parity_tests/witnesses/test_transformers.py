@@ -296,8 +296,8 @@ def test_padded_is_unpadded_and_wrong_calls_are_refused(which):
     for model, array in ((t, torch.tensor), (j, jnp.asarray)):
         with pytest.raises(REFUSED, match="does not fit"):
             model(array(ids), **{ENCODERS[which]: array(mask)})
-        with pytest.raises(REFUSED, match="must be bool or integers"):
-            model(array(ids), **{ENCODERS[which]: array(np.ones(ids.shape))})
+        with pytest.raises(REFUSED, match="must be 1 where attention is allowed"):
+            model(array(ids), **{ENCODERS[which]: array(np.full(ids.shape, 0.5))})
         with pytest.raises(REFUSED, match="out of range"):
             model(array(ids + 23))
         if which != "transformer_cnn":

@@ -8,7 +8,7 @@ from torchref import nn
 
 
 class Discriminator(nn.Module):
-    """Images (B, channels, image_size, image_size) -> (B, 1), the probability that they are real.
+    """Images (B, img_channels, image_size, image_size) -> (B, 1), the probability that they are real.
 
     `output_activation="identity"` gives logits, or the score of a critic. With `return_features` also the
     last layer's input (B, F), for feature matching.
@@ -16,14 +16,14 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        channels: int = 3,
+        img_channels: int = 3,
         image_size: int = 28,
         hidden_dims: Sequence[int] = (512, 256),
         output_activation: str = "sigmoid",
     ):
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
-        width = channels * image_size**2
+        width = img_channels * image_size**2
         for dim in hidden_dims:
             layers += [nn.Linear(width, dim), nn.LeakyReLU(0.2)]
             width = dim

@@ -6,15 +6,15 @@ from torchref import nn
 
 
 class EdgeAwareGNN(nn.Module):
-    """x (N, node_features), edge_index (2, E), edge_attr (E, edge_features) -> (N, hidden_dim).
+    """x (N, node_dim), edge_index (2, E), edge_attr (E, edge_dim) -> (N, hidden_dim), by default node_dim.
 
     A node gets the mean over its incoming edges of ReLU(linear([node, neighbour, edge])), 0 without any.
     """
 
-    def __init__(self, node_features: int, edge_features: int, hidden_dim: int):
+    def __init__(self, node_dim: int, edge_dim: int, hidden_dim: int | None = None):
         super().__init__()
-        width = 2 * node_features + edge_features
-        self.edge_mlp = nn.Sequential(nn.Linear(width, hidden_dim), nn.Activation("relu"))
+        hidden_dim = node_dim if hidden_dim is None else hidden_dim
+        self.edge_mlp = nn.Sequential(nn.Linear(2 * node_dim + edge_dim, hidden_dim), nn.Activation("relu"))
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
         messages = self.edge_mlp(nn.edge_inputs(x, edge_index, edge_attr))

@@ -8,12 +8,12 @@ from torchref import nn
 
 
 class Generator(nn.Module):
-    """z (B, latent_dim) -> images (B, channels, image_size, image_size) in [-1, 1]."""
+    """z (B, latent_dim) -> images (B, img_channels, image_size, image_size) in [-1, 1]."""
 
     def __init__(
         self,
         latent_dim: int,
-        channels: int = 3,
+        img_channels: int = 3,
         image_size: int = 28,
         hidden_dims: Sequence[int] = (256, 512),
     ):
@@ -23,9 +23,9 @@ class Generator(nn.Module):
         for dim in hidden_dims:
             layers += [nn.Linear(width, dim), nn.LeakyReLU(0.2)]
             width = dim
-        layers += [nn.Linear(width, channels * image_size**2), nn.Activation("tanh")]
+        layers += [nn.Linear(width, img_channels * image_size**2), nn.Activation("tanh")]
         self.net = nn.Sequential(*layers)
-        self.to_image = nn.ToImage(channels, image_size, image_size)
+        self.to_image = nn.ToImage(img_channels, image_size, image_size)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.to_image(self.net(z))

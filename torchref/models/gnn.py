@@ -1,5 +1,7 @@
 """Two graph convolutions, mean pooling and a classifier: Kipf and Welling 2017, arXiv:1609.02907."""
 
+from typing import Any
+
 from torch import Tensor
 
 from torchref import nn
@@ -9,7 +11,7 @@ class GNN(nn.Module):
     """x (N, num_features), edge_index (2, E), n_node (G,), edge_weight (E,) -> (G, num_classes).
 
     `n_node` is jraph's: how many nodes each graph has, in order; None is one graph. ReLU and dropout are
-    between the convolutions.
+    between the convolutions. In place of x and edge_index a graph is accepted, see `nn.graph_inputs`.
     """
 
     def __init__(self, num_features: int, hidden_dim: int, num_classes: int, dropout: float = 0.5):
@@ -22,11 +24,12 @@ class GNN(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        edge_index: Tensor,
+        x: Any,
+        edge_index: Tensor | None = None,
         n_node: Tensor | None = None,
         edge_weight: Tensor | None = None,
     ) -> Tensor:
+        x, edge_index, n_node = nn.graph_inputs(x, edge_index, n_node)
         x = self.dropout(self.activation(self.conv1(x, edge_index, edge_weight)))
         x = self.conv2(x, edge_index, edge_weight)
         batch = None if n_node is None else nn.graph_ids(n_node, x.shape[0])

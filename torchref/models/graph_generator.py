@@ -6,9 +6,9 @@ from torchref import nn
 
 
 class GraphGenerator(nn.Module):
-    """z (..., N, latent_dim), one row per node -> (..., N, N), the probability of the edge from i to j.
+    """z (..., N, latent_dim), one row per node -> (nodes (..., N, hidden_dim), edges (..., N, N)).
 
-    sigmoid(linear([node i, node j])) for all pairs at once.
+    An edge's probability is sigmoid(linear([node i, node j])), for all pairs at once.
     """
 
     def __init__(self, latent_dim: int, hidden_dim: int = 16):
@@ -16,5 +16,6 @@ class GraphGenerator(nn.Module):
         self.node_decoder = nn.Linear(latent_dim, hidden_dim)
         self.edge_decoder = nn.Sequential(nn.Linear(2 * hidden_dim, 1), nn.Activation("sigmoid"))
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.edge_decoder(nn.all_pairs(self.node_decoder(z)))[..., 0]
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        nodes = self.node_decoder(z)
+        return nodes, self.edge_decoder(nn.all_pairs(nodes))[..., 0]

@@ -7,27 +7,32 @@ from torchref import nn
 
 
 class SocialGNN(nn.Module):
-    """edge_index (2, E), edge_type (E,) in [0, num_relations), x (N, in_channels) -> (N, out_channels).
+    """edge_index (2, E), edge_type (E,) in [0, relation_types), x (N, user_feat_dim) -> (N, out_channels).
 
-    A node's features are concatenated with the mean embedding of its incoming edges' relations, then
-    convolved with one matrix per relation; `num_bases` or `num_blocks` make the matrices share weights.
+    A convolution with one matrix per relation; `num_bases` or `num_blocks` make the matrices share weights.
+    With `join_relations` a node's features are first concatenated with the mean embedding of its incoming
+    edges' relations; without it the embedding is held and does not enter the output, as PyG's RGCNConv takes
+    the types themselves.
     """
 
     def __init__(
         self,
-        in_channels: int,
-        num_relations: int,
+        user_feat_dim: int,
+        relation_types: int,
         out_channels: int = 64,
         relation_dim: int = 16,
         num_bases: int | None = None,
         num_blocks: int | None = None,
+        join_relations: bool = False,
     ):
         super().__init__()
-        self.relation_emb = nn.Embedding(num_relations, relation_dim)
-        self.conv = nn.RGCNConv(
-            in_channels + relation_dim, out_channels, num_relations, num_bases, num_blocks
-        )
+        self.relation_emb = nn.Embedding(relation_types, relation_dim)
+        self.join_relations = join_relations
+        in_channels = user_feat_dim + relation_dim if join_relations else user_feat_dim
+        self.conv = nn.RGCNConv(in_channels, out_channels, relation_types, num_bases, num_blocks)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Tensor:
-        relations = nn.segment_mean(self.relation_emb(edge_type), edge_index[1], x.shape[0])
-        return self.conv(torch.cat([x, relations], 1), edge_index, edge_type)
+        if self.join_relations:
+            relations = nn.segment_mean(self.relation_emb(edge_type), edge_index[1], x.shape[0])
+            x = torch.cat([x, relations], 1)
+        return self.conv(x, edge_index, edge_type)

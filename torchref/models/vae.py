@@ -10,7 +10,8 @@ from torchref import nn
 class VAE(nn.Module):
     """x (B, input_dim) in [0, 1], eps (B, latent_dim) from N(0, 1) -> (reconstruction, mu, logvar).
 
-    The latent is mu + eps * exp(logvar / 2). The factor beta of Higgins et al. 2017 belongs to the loss.
+    The latent is mu + eps * exp(logvar / 2); without `eps` the model draws it. No activation follows the last
+    layer of the encoder. The factor beta of Higgins et al. 2017 belongs to the loss.
     """
 
     def __init__(self, input_dim: int = 784, latent_dim: int = 20, hidden_dims: Sequence[int] = (512, 256)):
@@ -20,7 +21,7 @@ class VAE(nn.Module):
         for dim in hidden_dims:
             layers += [nn.Linear(width, dim), nn.Activation("relu")]
             width = dim
-        self.encoder = nn.Sequential(*layers)
+        self.encoder = nn.Sequential(*layers[:-1])
         self.mu = nn.Linear(width, latent_dim)
         self.logvar = nn.Linear(width, latent_dim)
         layers, width = [], latent_dim
@@ -29,6 +30,7 @@ class VAE(nn.Module):
             width = dim
         layers += [nn.Linear(width, input_dim), nn.Activation("sigmoid")]
         self.decoder = nn.Sequential(*layers)
+        self.noise = nn.Noise()
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, input_dim) -> mean and log variance of the latent, (B, latent_dim) each."""
@@ -39,6 +41,11 @@ class VAE(nn.Module):
         """(B, latent_dim) -> (B, input_dim) in [0, 1]."""
         return self.decoder(z)
 
-    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
+        """A sample (B, latent_dim) of the latent, from the noise eps or noise of its own."""
+        eps = self.noise(mu) if eps is None else eps
+        return mu + eps * (logvar / 2).exp()
+
+    def forward(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encode(x)
-        return self.decode(mu + eps * (logvar / 2).exp()), mu, logvar
+        return self.decode(self.reparameterize(mu, logvar, eps)), mu, logvar

@@ -9,17 +9,12 @@ from torchref.nn.attention import (
     Cache,
     MultiHeadAttention,
     MultiHeadAttentionWithRelativePosition,
+    efficient_attention,
     scaled_dot_product_attention,
 )
 from torchref.nn.bert import BertConfig, BertModel
 from torchref.nn.blocks import ConvBlock, ResidualBlock, SEBlock
 from torchref.nn.blocks1d import Conv1DBlock, ParallelConv1d, ResidualBlock1d
-from torchref.nn.efficient_attention import (
-    LinformerAttention,
-    PerformerAttention,
-    ReformerAttention,
-    chunked_attention,
-)
 from torchref.nn.encoder_decoder import (  # type: ignore[assignment]
     Transformer,
     TransformerDecoder,
@@ -28,6 +23,7 @@ from torchref.nn.encoder_decoder import (  # type: ignore[assignment]
     TransformerEncoderLayer,
 )
 from torchref.nn.generative import (  # type: ignore[assignment]
+    Noise,
     PixelAttention,
     SpectralConv2d,
     SpectralLinear,
@@ -47,6 +43,7 @@ from torchref.nn.graph import (
     global_max_pool,
     global_mean_pool,
     graph_ids,
+    graph_inputs,
     mean_of_neighbours,
     segment_max,
     segment_mean,

@@ -211,6 +211,15 @@ AdvancedMultiHeadAttention = MultiHeadAttention
 MultiHeadAttentionWithRelativePosition = functools.partial(MultiHeadAttention, attention_type="relative")
 
 
+def efficient_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v by torch's fused kernels; q (..., Tq, D), k and v (..., Tk, D).
+
+    The mask broadcasts to the scores. One of booleans is True where attention is allowed, and a row with every
+    key masked gives 0; one of floats is added to the scores.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 def scaled_dot_product_attention(
     q: Tensor,
     k: Tensor,

@@ -8,6 +8,13 @@ from torch.nn import Conv2d, GroupNorm, Linear, Module, ModuleList
 from torch.nn.utils import spectral_norm
 
 
+class Noise(Module):
+    """Standard normal noise of the shape, dtype and device of a tensor."""
+
+    def forward(self, like: Tensor) -> Tensor:
+        return torch.randn_like(like)
+
+
 class ToImage(Module):
     """Rows as images, the channel slowest: (B, channels * height * width) -> (B, channels, height, width)."""
 

@@ -5,6 +5,7 @@ edges and self loops count. Indices out of range are an error.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,21 @@ def graph_ids(n_node: Tensor, num_nodes: int) -> Tensor:
     if (n_node < 0).any() or n_node.sum() != num_nodes:
         raise ValueError(f"n_node {n_node.tolist()} must add up to the {num_nodes} nodes of x")
     return torch.repeat_interleave(torch.arange(len(n_node), device=n_node.device), n_node)
+
+
+def graph_inputs(
+    x: Any, edge_index: Tensor | None, n_node: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(x, edge_index, n_node), or those of one object in the place of x: PyG's Data or Batch.
+
+    A ValueError if it has neither edges nor edge_index.
+    """
+    if edge_index is not None:
+        return x, edge_index, n_node
+    if not hasattr(x, "edge_index"):
+        raise ValueError("edge_index is missing: give x and edge_index, or a graph that holds both")
+    batch = getattr(x, "batch", None)
+    return x.x, x.edge_index, n_node if batch is None else torch.bincount(batch)
 
 
 def global_add_pool(x: Tensor, batch: Tensor | None = None, size: int | None = None) -> Tensor:

@@ -5,11 +5,18 @@ from torch import Tensor
 
 
 def as_bool(mask: Tensor) -> Tensor:
-    """A mask of booleans or integers as booleans; floats, which may be meant to be added, are a ValueError."""
-    if mask.is_floating_point():
-        raise ValueError(
-            f"a mask must be bool or integers, 1 where attention is allowed, not {mask.dtype}: give mask > 0"
-        )
+    """A mask of booleans, or of the numbers 1 and 0, as booleans.
+
+    Floats other than 0 and 1, which may be meant to be added to scores, are a ValueError; while a model is
+    compiled or traced the values are not checked.
+    """
+    if mask.is_floating_point() and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        others = mask[(mask != 0) & (mask != 1)]
+        if others.numel():
+            raise ValueError(
+                f"a mask must be 1 where attention is allowed and 0 elsewhere, it holds {others[0].item()}:"
+                " give booleans, for one that is added to scores mask == 0"
+            )
     return mask != 0
 
 

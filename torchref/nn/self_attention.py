@@ -16,26 +16,26 @@ class SelfAttention(Module):
 
     Every head goes through the same bias-free `Linear(head_dim, head_dim)`; scores are divided by
     sqrt(embed_size), after masked ones were set to -1e20. The mask is (B, Tk), (B, Tq, Tk) or broadcasts to
-    (B, H, Tq, Tk), True = may attend; a row with every key masked is the mean of all values. Heads that do not
+    (B, H, Tq, Tk), True = may attend; a row with every key masked is the mean of all values.
+    Without `projections` the three of the heads are held and not applied. Heads that do not
     divide the width and masks that do not fit are ValueErrors.
     """
 
-    def __init__(self, embed_size: int, heads: int):
+    def __init__(self, embed_size: int, heads: int, projections: bool = True):
         super().__init__()
         if embed_size % heads:
             raise ValueError(f"heads {heads} does not divide embed_size {embed_size}")
         self.embed_size, self.heads, self.head_dim = embed_size, heads, embed_size // heads
+        self.projections = projections
         self.values = Linear(self.head_dim, self.head_dim, bias=False)
         self.keys = Linear(self.head_dim, self.head_dim, bias=False)
         self.queries = Linear(self.head_dim, self.head_dim, bias=False)
         self.fc_out = Linear(embed_size, embed_size)
 
     def forward(self, values: Tensor, keys: Tensor, query: Tensor, mask: Tensor | None = None) -> Tensor:
-        v, k, q = (
-            self.values(self._split(values)),
-            self.keys(self._split(keys)),
-            self.queries(self._split(query)),
-        )
+        v, k, q = self._split(values), self._split(keys), self._split(query)
+        if self.projections:
+            v, k, q = self.values(v), self.keys(k), self.queries(q)
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         mask = expand_mask(mask, tuple(scores.shape))
@@ -54,9 +54,16 @@ class SelfAttentionBlock(Module):
     with ReLU.
     """
 
-    def __init__(self, embed_size: int, heads: int, dropout: float = 0.1, forward_expansion: int = 4):
+    def __init__(
+        self,
+        embed_size: int,
+        heads: int,
+        dropout: float = 0.1,
+        forward_expansion: int = 4,
+        projections: bool = True,
+    ):
         super().__init__()
-        self.attention = SelfAttention(embed_size, heads)
+        self.attention = SelfAttention(embed_size, heads, projections)
         self.norm1 = LayerNorm(embed_size)
         self.norm2 = LayerNorm(embed_size)
         self.ff = Sequential(

@@ -36,7 +36,7 @@ def make(steps: int = 1000, schedule: str = "cosine", prediction: str = "epsilon
         labels = None
         if model.num_classes:
             labels = drop_labels(batch["label"], batch["uniform"], rate, model.num_classes)
-        predicted = model(diffusion.q_sample(x, t, noise), t, labels)
+        predicted = denoiser(model)(diffusion.q_sample(x, t, noise), t, labels)
         return ((predicted - diffusion.target(x, t, noise)) ** 2).mean((1, 2, 3))
 
     def loss(model: Any, batch: Batch) -> Array:
@@ -54,6 +54,11 @@ def make(steps: int = 1000, schedule: str = "cosine", prediction: str = "epsilon
         draw=draw,
         sample=functools.partial(sample, diffusion),
     )
+
+
+def denoiser(model: Any) -> Any:
+    """The network of a model that also adds the noise; a network is its own."""
+    return getattr(model, "denoiser", model)
 
 
 def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +79,7 @@ def sample(
 ) -> Float[Array, "n h w c"]:
     """Images in [-1, 1] for labels (N,), by DDIM in one compiled scan."""
     x = jax.random.normal(key, (len(labels), *like["x"].shape[1:]), like["x"].dtype)
+    model = denoiser(model)
     if model.num_classes:
         predict = guided(model, labels.astype(jnp.int32), model.num_classes, guidance)
     else:

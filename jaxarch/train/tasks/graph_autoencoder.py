@@ -42,9 +42,9 @@ class GraphAutoencoder(nn.Module):
     def __call__(self, adjacency: Float[Array, "b n n"]) -> Float[Array, "b n n"]:
         z = self.encode(adjacency)
         if not self.pairwise:
-            return self.generator(z)
+            return self.generator(z)[1]
         # The generator is given z_i * z_j for all j, once for each node i; of its pairs row i is used.
-        products = self.generator(z[:, :, None] * z[:, None])
+        _, products = self.generator(z[:, :, None] * z[:, None])
         return jnp.einsum("biij->bij", products)
 
 
