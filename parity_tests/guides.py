@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from flax import nnx
 
+import torchref.models
+import torchref.nn
+from jaxarch import models, nn
 from jaxarch.arrays import as_numpy
 from jaxarch.convert import load_state_dict
 from jaxarch.parity.compare import BOUND, compare
@@ -32,7 +35,33 @@ def channels_last(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     array = value.numpy()
-    return jnp.asarray(array.transpose(IMAGE) if array.ndim == 4 and array.dtype.kind == "f" else array)
+    is_image = array.ndim == 4 and array.dtype == np.float64  # a mask is float32
+    return jnp.asarray(array.transpose(IMAGE) if is_image else array)
+
+
+def floats(*shape: int) -> torch.Tensor:
+    """Normal numbers in double precision, the same for the same shape."""
+    return torch.tensor(np.random.default_rng(shape).normal(size=shape))
+
+
+def both(name: str, *args: Any, room: str = "models", **kwargs: Any) -> tuple[torch.nn.Module, nnx.Module]:
+    """A class of both packages, torchref's and ours, built with the same arguments."""
+    theirs, ours = (torchref.models, models) if room == "models" else (torchref.nn, nn)
+    return getattr(theirs, name)(*args, **kwargs), getattr(ours, name)(*args, **kwargs, rngs=nnx.Rngs(0))
+
+
+class Steps(torch.nn.Module):
+    """Modules under printed names, and what the printed class does with them."""
+
+    def __init__(self, call: Callable[..., Any], **parts: torch.nn.Module | None):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.call = call
+
+    def forward(self, *args: Any) -> Any:
+        """call(self, *args)."""
+        return self.call(self, *args)
 
 
 def agree(
@@ -41,26 +70,29 @@ def agree(
     model: nnx.Module,
     inputs: Sequence[Any],
     *,
+    printed_inputs: Sequence[Any] | None = None,
     part: Callable[[Any], Any] = lambda outputs: outputs,
 ) -> None:
     """Assert that the printed class's weights load strictly into both and give its outputs, in train and eval mode.
 
     In train mode the draws of the printed class and of the reference are the same by the seed; the statistics that
-    they update are compared too. JAX's train mode is compared with the reference's by the parity cases.
+    they update are compared too. JAX's train mode is compared with the reference's by the parity cases. The printed
+    class is called with `printed_inputs`, where its call differs.
     """
     for module in (printed, reference):
         module.double()
     reference.load_state_dict(printed.state_dict(), strict=True)
     load_state_dict(model, printed.state_dict())
     outputs = []
-    for module in (printed.train(), reference.train()):
+    own = inputs if printed_inputs is None else printed_inputs
+    for module, arguments in ((printed.train(), own), (reference.train(), inputs)):
         torch.manual_seed(5)
-        outputs.append({**leaves(part(module(*inputs))), **leaves(dict(module.state_dict()))})
+        outputs.append({**leaves(part(module(*arguments))), **leaves(dict(module.state_dict()))})
     assert compare(*outputs).worst < BOUND
     load_state_dict(model, printed.state_dict())
     model.eval()
     with torch.no_grad():
-        expected, actual = (leaves(part(m(*inputs))) for m in (printed.eval(), reference.eval()))
+        expected, actual = leaves(part(printed.eval()(*own))), leaves(part(reference.eval()(*inputs)))
     assert compare(expected, actual).worst < BOUND
     ours = leaves(part(model(*map(channels_last, inputs))))  # type: ignore[operator]
     last = {k: v.transpose(IMAGE) if v.ndim == 4 else v for k, v in expected.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -35,6 +36,10 @@ class MLP(nn.Module):
             input_dim = dim
         layers.append(nn.initialized(nn.Linear(input_dim, output_dim, rngs=rngs), weight_init, rngs=rngs))
         self.network = nn.Sequential(*layers)
+
+    def get_num_parameters(self) -> int:
+        """The number of trainable numbers."""
+        return sum(p.size for p in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
         return self.network(x)

@@ -183,6 +183,16 @@ class MultiHeadAttention(Module):
         extra = ((weights,) if return_weights else ()) + (() if cache is None else (cache,))
         return (y, *extra) if extra else y
 
+    def scaled_dot_product_attention(
+        self,
+        q: Float[Array, "b h q d"],
+        k: Float[Array, "b h k d"],
+        v: Float[Array, "b h k d"],
+        mask: Shaped[Array, "..."] | None = None,
+    ) -> tuple[Float[Array, "b h q d"], Float[Array, "b h q k"]]:
+        """q, k, v (B, H, T, Dh) -> the result (B, H, Tq, Dh) and the weights (B, H, Tq, Tk) after dropout."""
+        return exact_attention(q, k, v, expand_mask(mask, (*q.shape[:3], k.shape[2])), None, self.dropout)
+
     @property
     def _drops(self) -> bool:
         return self.dropout.p > 0 and not self.dropout.deterministic

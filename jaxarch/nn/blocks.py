@@ -1,5 +1,7 @@
 """Blocks of convolutional networks over images."""
 
+from typing import Any
+
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -50,7 +52,7 @@ class ResidualBlock(Module):
     """Two 3x3 convolutions with batch norm and a shortcut: (B, H, W, C) -> (B, H / stride, W / stride, C').
 
     He et al. 2015, arXiv:1512.03385. The shortcut is a 1x1 convolution with batch norm where stride or
-    channels change, or where `downsample` asks for it.
+    channels change, or where `downsample` asks for it; a module given as `downsample` is the shortcut.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class ResidualBlock(Module):
         in_channels: int,
         out_channels: int,
         stride: int = 1,
-        downsample: bool | None = None,
+        downsample: nnx.Module | bool | None = None,
         activation: str | Function = "relu",
         *,
         rngs: nnx.Rngs,
@@ -69,8 +71,10 @@ class ResidualBlock(Module):
         self.bn2 = BatchNorm2d(out_channels, rngs=rngs)
         self.activation = Activation(activation)
         differs = stride != 1 or in_channels != out_channels
-        self.downsample = nnx.data(None)
-        if differs if downsample is None else downsample:
+        self.downsample: Any = nnx.data(None)
+        if isinstance(downsample, nnx.Module):
+            self.downsample = downsample
+        elif differs if downsample is None else downsample:
             self.downsample = Sequential(
                 Conv2d(in_channels, out_channels, 1, stride, bias=False, rngs=rngs),
                 BatchNorm2d(out_channels, rngs=rngs),

@@ -86,7 +86,7 @@ class PositionalEncoding(Module):
     al. 2017); `use_learnable` adds a learned `offset` per position. "learnable": `pe` itself is learned.
     "rope": features are rotated in interleaved pairs; `use_learnable` learns the inverse frequencies. `pe`
     is (max_len, 1, d_model), or with `batch_first` (1, max_len, d_model); the input's shape is the same for
-    both. `offset` in the call is the position of the first row.
+    both. With `sequence_first` the input is (T, B, D). `offset` in the call is the position of the first row.
 
     Raises:
         UsageError: unknown encoding type, or rope with an odd d_model.
@@ -101,12 +101,14 @@ class PositionalEncoding(Module):
         encoding_type: str = "sinusoidal",
         use_learnable: bool = False,
         batch_first: bool = False,
+        sequence_first: bool = False,
         *,
         rngs: nnx.Rngs,
     ):
         if encoding_type not in ENCODINGS:
             raise unknown("encoding type", encoding_type, ENCODINGS)
         self.d_model, self.max_len, self.encoding_type = d_model, max_len, encoding_type
+        self.sequence_first = sequence_first
         self.dropout = Dropout(dropout, rngs=rngs)
         self.pe: Any = nnx.data(None)
         self.offset = self.rope = nnx.data(None)
@@ -121,6 +123,11 @@ class PositionalEncoding(Module):
             self.rope = RotaryEmbedding(d_model, max_len, learnable=use_learnable, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b t d"], offset: Offset = 0) -> Float[Array, "*b t d"]:
+        if self.sequence_first and x.ndim == 3:
+            return self._added(x.swapaxes(0, 1), offset).swapaxes(0, 1)
+        return self._added(x, offset)
+
+    def _added(self, x: Float[Array, "*b t d"], offset: Offset) -> Float[Array, "*b t d"]:
         check_length(x.shape[-2], self.max_len, offset)
         if self.rope is not None:
             return self.dropout(self.rope.rotate(x, offset))

@@ -19,39 +19,12 @@ import torchref.nn
 from jaxarch import losses, models, nn
 from jaxarch.errors import UsageError
 from parity_tests.comparison import BOUND, error
-from parity_tests.guides import agree
+from parity_tests.guides import Steps, agree, both, floats
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its import uses what torch deprecates
     from torch_geometric import nn as pyg
     from torch_geometric.data import Batch, Data
-
-RNGS = nnx.Rngs(0)
-
-
-def floats(*shape):
-    """Normal numbers in double precision, the same for the same shape."""
-    return torch.tensor(np.random.default_rng(shape).normal(size=shape))
-
-
-def both(name, *args, room="models", **kwargs):
-    """A class of both packages, built with the same arguments."""
-    ours, theirs = (models, torchref.models) if room == "models" else (nn, torchref.nn)
-    return getattr(theirs, name)(*args, **kwargs), getattr(ours, name)(*args, **kwargs, rngs=RNGS)
-
-
-class Steps(tnn.Module):
-    """Modules under the chapter's names, and what it does with them."""
-
-    def __init__(self, call, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.call = call
-
-    def forward(self, *args):
-        return self.call(self, *args)
-
 
 # Images
 

@@ -34,5 +34,9 @@ class MLP(nn.Module):
         layers.append(nn.initialized(nn.Linear(input_dim, output_dim), weight_init))
         self.network = nn.Sequential(*layers)
 
+    def get_num_parameters(self) -> int:
+        """The number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)

@@ -69,6 +69,12 @@ from torchref.nn.init import (
     normal,
     uniform,
 )
+from torchref.nn.long_attention import (
+    LinformerAttention,
+    PerformerAttention,
+    ReformerAttention,
+    chunked_attention,
+)
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
 from torchref.nn.masks import length_mask, valid_steps
 from torchref.nn.multihead import MultiheadAttention  # type: ignore[assignment]

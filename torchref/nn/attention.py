@@ -70,7 +70,8 @@ class MultiHeadAttention(Module):
 
     query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D); with `return_weights` also the weights after
     dropout (B, H, Tq, Tk); with `cache` also the cache that now holds the new keys. The mask is (B, Tk),
-    (B, Tq, Tk) or broadcasts to (B, H, Tq, Tk).
+    (B, Tq, Tk) or broadcasts to (B, H, Tq, Tk). `attention_weights` are those of the last call, unless a fused
+    kernel computed it.
 
     attention_type:
         "relative": learned vectors for clipped distances, on keys and values (Shaw et al. 2018,
@@ -115,6 +116,7 @@ class MultiHeadAttention(Module):
         self.w_v = Linear(d_model, d_model)
         self.w_o = Linear(d_model, d_model)
         self.dropout = Dropout(dropout)
+        self.attention_weights: Tensor | None = None
         self.relative_keys: Embedding | None = None
         self.relative_values: Embedding | None = None
         self.rope: RotaryEmbedding | None = None
@@ -163,9 +165,16 @@ class MultiHeadAttention(Module):
             y = fused_attention(q, k, v, mask, None if plain else allowed, causal=plain and self.causal)
         else:
             y, weights = self._exact(q, k, v, mask, allowed, k_positions - q_positions[:, None])
+            self.attention_weights = weights.detach()
         y = self.w_o(y.transpose(1, 2).reshape(query.shape))
         extra = ((weights,) if return_weights else ()) + (() if cache is None else (cache,))
         return (y, *extra) if extra else y
+
+    def scaled_dot_product_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """q, k, v (B, H, T, Dh) -> the result (B, H, Tq, Dh) and the weights (B, H, Tq, Tk) after dropout."""
+        return exact_attention(q, k, v, expand_mask(mask, (*q.shape[:3], k.shape[2])), None, self.dropout)
 
     @property
     def _drops(self) -> bool:

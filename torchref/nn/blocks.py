@@ -1,5 +1,7 @@
 """Blocks of convolutional networks over images."""
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import BatchNorm2d, Conv2d, Dropout2d, Linear, Module, Sequential
 
@@ -40,7 +42,7 @@ class ResidualBlock(Module):
     """Two 3x3 convolutions with batch norm and a shortcut: (B, C, H, W) -> (B, C', H / stride, W / stride).
 
     He et al. 2015, arXiv:1512.03385. The shortcut is a 1x1 convolution with batch norm where stride or
-    channels change, or where `downsample` asks for it.
+    channels change, or where `downsample` asks for it; a module given as `downsample` is the shortcut.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class ResidualBlock(Module):
         in_channels: int,
         out_channels: int,
         stride: int = 1,
-        downsample: bool | None = None,
+        downsample: Module | bool | None = None,
         activation: str | Function = "relu",
     ):
         super().__init__()
@@ -58,8 +60,10 @@ class ResidualBlock(Module):
         self.bn2 = BatchNorm2d(out_channels)
         self.activation = Activation(activation)
         differs = stride != 1 or in_channels != out_channels
-        self.downsample = None
-        if differs if downsample is None else downsample:
+        self.downsample: Any = None
+        if isinstance(downsample, Module):
+            self.downsample = downsample
+        elif differs if downsample is None else downsample:
             self.downsample = Sequential(
                 Conv2d(in_channels, out_channels, 1, stride, bias=False),
                 BatchNorm2d(out_channels),

@@ -11,6 +11,9 @@ from torch.nn.utils import spectral_norm
 class Noise(Module):
     """Standard normal noise of the shape, dtype and device of a tensor."""
 
+    def __init__(self):
+        super().__init__()
+
     def forward(self, like: Tensor) -> Tensor:
         return torch.randn_like(like)
 

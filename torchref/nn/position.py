@@ -68,7 +68,8 @@ class PositionalEncoding(Module):
     al. 2017); `use_learnable` adds a learned `offset` per position. "learnable": `pe` itself is learned.
     "rope": features are rotated in interleaved pairs; `use_learnable` learns the inverse frequencies. `pe`
     is (max_len, 1, d_model), or with `batch_first` (1, max_len, d_model); the input's shape is the same for
-    both. `offset` in the call is the position of the first row. A T longer than `max_len` is a ValueError.
+    both. With `sequence_first` the input is (T, B, D). `offset` in the call is the position of the
+    first row. A T longer than `max_len` is a ValueError.
     """
 
     def __init__(
@@ -79,11 +80,13 @@ class PositionalEncoding(Module):
         encoding_type: str = "sinusoidal",
         use_learnable: bool = False,
         batch_first: bool = False,
+        sequence_first: bool = False,
     ):
         super().__init__()
         if encoding_type not in ENCODINGS:
             raise ValueError(f"unknown encoding type {encoding_type!r}: known: {', '.join(ENCODINGS)}")
         self.d_model, self.max_len, self.encoding_type = d_model, max_len, encoding_type
+        self.sequence_first = sequence_first
         self.dropout = Dropout(dropout)
         self.offset = self.rope = None
         shape = (1, max_len, d_model) if batch_first else (max_len, 1, d_model)
@@ -98,6 +101,11 @@ class PositionalEncoding(Module):
             self.rope = RotaryEmbedding(d_model, max_len, learnable=use_learnable)
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        if self.sequence_first and x.ndim == 3:
+            return self._added(x.transpose(0, 1), offset).transpose(0, 1)
+        return self._added(x, offset)
+
+    def _added(self, x: Tensor, offset: int) -> Tensor:
         check_length(x.shape[-2], self.max_len, offset)
         if self.rope is not None:
             return self.dropout(self.rope.rotate(x, offset))
