@@ -18,12 +18,15 @@ from jaxarch.convert.shards import JoinedReader, VerifiedReader, shards_of
 from jaxarch.convert.store import StoreWriter
 from jaxarch.convert.tensors import TensorInfo, TensorReader, TensorWriter
 from jaxarch.convert.torch_file import TorchWriter
+from jaxarch.convert.torch_places import torch_places
 from jaxarch.convert.torch_reader import TorchReader
 from jaxarch.errors import ConversionError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # Kinds of files that are read; all but .msgpack are written.
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, npz_file.SUFFIX, msgpack_file.SUFFIX)
+# Torch takes two seconds to lay out a file that is streamed; what is smaller is held in memory.
+_HELD_BYTES = 64 << 20
 # What a folder is read from: the first of these that it has.
 ENTRIES = (
     "model.safetensors",
@@ -119,8 +122,10 @@ def create_tensors(
     if path.suffix == ".safetensors":
         places = safetensors_places(path.name, infos, metadata or {}, shard_bytes=shard_bytes)
         return StoreWriter(path, infos, places, fingerprint=fingerprint)
-    if path.suffix in TORCH_SUFFIXES:
+    if path.suffix in TORCH_SUFFIXES and sum(i.nbytes for i in infos.values()) < _HELD_BYTES:
         return TorchWriter(path, infos)
+    if path.suffix in TORCH_SUFFIXES:
+        return StoreWriter(path, infos, torch_places(path, infos), fingerprint=fingerprint)
     if path.suffix == npz_file.SUFFIX:
         return NpzWriter(path, infos, metadata)
     raise _unknown_suffix(path)

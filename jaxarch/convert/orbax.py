@@ -41,6 +41,7 @@ class OrbaxReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: Mapping[str, str] = {}
+        self.notes: Sequence[str] = ()
         tree = _tree_folder(path)
         try:
             content = json.loads((tree / _TREE).read_bytes())

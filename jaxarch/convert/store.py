@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class Places:
         prepare: makes the files, in a folder it is given, with all but the bytes of tensors.
         texts: small files beside them; the manifest covers those that are in no folder.
         entry: the file that is opened to read the tensors; None if the target is a folder, which holds all files.
+        seal: finishes the files, in a folder it is given, with the CRC-32 of each tensor.
     """
 
     segments: Mapping[str, Sequence[Segment]]
@@ -55,6 +57,22 @@ class Places:
     prepare: Callable[[Path], None]
     texts: Mapping[str, str] = field(default_factory=dict)
     entry: str | None = None
+    seal: Callable[[Path, Mapping[str, int]], None] | None = None
+
+
+class _Digest:
+    """The hash of bytes, and their CRC-32 where it is asked for."""
+
+    def __init__(self, *, with_crc: bool) -> None:
+        self._hasher, self._with_crc, self.crc = Hasher(), with_crc, 0
+
+    def update(self, data: Any) -> None:
+        self._hasher.update(data)
+        if self._with_crc:
+            self.crc = zlib.crc32(data, self.crc)
+
+    def hexdigest(self) -> str:
+        return self._hasher.hexdigest()
 
 
 class StoreWriter:
@@ -81,6 +99,7 @@ class StoreWriter:
         layout = json.dumps([self.infos, dict(places.files), dict(places.texts)])
         self._fingerprint = None if fingerprint is None else text_hash(fingerprint + layout)
         self._hashes: dict[str, str] = {}
+        self._crcs: dict[str, int] = {}
         self._partial: dict[str, tuple[Any, int]] = {}
         self._unsafe: list[str] = []
         self._unsafe_bytes = 0
@@ -107,7 +126,7 @@ class StoreWriter:
         if value.dtype != info.numpy:
             raise ConversionError(f"{name!r} is {value.dtype}, {info.dtype} was announced")
         data = raw_bytes(value)
-        hasher, position = self._partial.pop(name, None) or (Hasher(), 0)
+        hasher, position = self._partial.pop(name, None) or (self._digest(), 0)
         if name in self._hashes or position + data.nbytes > info.nbytes:
             raise ConversionError(f"{name!r} has more bytes than {info.dtype} {info.shape} needs")
         hasher.update(data.data)
@@ -117,7 +136,7 @@ class StoreWriter:
             if position < info.nbytes:
                 self._partial[name] = hasher, position
                 return
-            self._hashes[name] = hasher.hexdigest()
+            self._hashes[name], self._crcs[name] = hasher.hexdigest(), hasher.crc
             self._unsafe.append(name)
             self._unsafe_bytes += info.nbytes
             if self._unsafe_bytes >= _SYNC_BYTES:
@@ -132,6 +151,8 @@ class StoreWriter:
         try:
             self._secure()
             self._close()
+            if self._places.seal is not None:
+                self._places.seal(self._folder, self._crcs)
             for name, text in self._places.texts.items():
                 path = self._folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,8 +199,9 @@ class StoreWriter:
         for old in kept:
             old.rename(folder)
             for name, digest in self._journal(folder)[1:]:
-                if name in self.infos and self._read_back(name) == digest:
-                    self._hashes[name] = digest
+                stored = self._read_back(name) if name in self.infos else self._digest()
+                if stored.hexdigest() == digest:
+                    self._hashes[name], self._crcs[name] = digest, stored.crc
             self._close()
         return folder
 
@@ -212,15 +234,18 @@ class StoreWriter:
                     written = os.pwrite(self._handle(segment.file), view, offset)
                     view, offset = view[written:], offset + written
 
-    def _read_back(self, name: str) -> str:
+    def _read_back(self, name: str) -> _Digest:
         """The hash of what the disk holds of a tensor."""
-        hasher = Hasher()
+        hasher = self._digest()
         for segment, _ in self._runs(name):
             handle, offset, end = self._handle(segment.file), segment.offset, segment.offset + segment.length
             while offset < end and (block := os.pread(handle, min(BLOCK_BYTES, end - offset), offset)):
                 hasher.update(block)
                 offset += len(block)
-        return hasher.hexdigest()
+        return hasher
+
+    def _digest(self) -> _Digest:
+        return _Digest(with_crc=self._places.seal is not None)
 
     def _runs(self, name: str) -> list[tuple[Segment, int]]:
         """The segments of a tensor, each with the number of its first byte in the tensor."""
@@ -233,7 +258,7 @@ class StoreWriter:
         dirty = sorted({segment.file for name in self._unsafe for segment in self._places.segments[name]})
         files.sync_all([self._folder / file for file in dirty], drop=True)
         for name in self._unsafe:
-            if self._read_back(name) != self._hashes[name]:
+            if self._read_back(name).hexdigest() != self._hashes[name]:
                 raise changed(self.target, f"{name!r} was not read back as it was written: check the disk")
         if self._fingerprint:
             self._log(*((name, self._hashes[name]) for name in self._unsafe))

@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from jaxarch.arrays import as_tensor
+from jaxarch.arrays import as_numpy, as_tensor
+from jaxarch.convert.manifest import Manifest, changed, hash_of, sidecar
 from jaxarch.convert.tensors import TensorInfo
 from jaxarch.convert.torch_reader import check_torch_file
 from jaxarch.errors import ConversionError, require_torch
-from jaxarch.files import first_line, write_whole
+from jaxarch.files import first_line, locked, remove, write_text, write_whole
 
 
 class TorchWriter:
@@ -36,7 +37,18 @@ class TorchWriter:
                 raise ConversionError(f"{self.path}: {name!r} was not written")
             whole = parts[0] if len(parts) == 1 else np.concatenate([p.reshape(-1) for p in parts])
             content[name] = as_tensor(whole.reshape(self.infos[name].shape))
-        write_whole(self.path, lambda temporary: self._torch.save(content, temporary))
+        written = {k: (i, hash_of(self._parts[k])) for k, i in self.infos.items()}
+
+        def save(temporary: str) -> None:
+            self._torch.save(content, temporary)
+            for name, tensor in load_torch_file(Path(temporary)).items():
+                if hash_of([as_numpy(tensor)]) != written[name][1]:
+                    raise changed(self.path, f"{name!r} was not read back as it was written: check the disk")
+
+        with locked(self.path):
+            remove(sidecar(self.path))
+            write_whole(self.path, save)
+            write_text(sidecar(self.path), Manifest(written).dump())
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,5 @@
 """Text as windows of token ids, with its tokenizer and n-gram baselines."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxarch.errors import DataError, require
+from jaxarch.files import write_whole
 from jaxarch.tokenizer import END, byte_level_bpe
 
 if TYPE_CHECKING:
@@ -72,10 +72,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, out: Path) -> "Tokenizer"
             )
         return stored
     tokenizer = byte_level_bpe(texts, vocab_size)
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    tokenizer.save(str(temporary))
-    os.replace(temporary, path)
+    write_whole(path, tokenizer.save)
     return tokenizer
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxarch.errors import DivergenceError
+from jaxarch.files import write_text
 
 METRICS, MONITOR = "metrics.jsonl", "monitor.jsonl"
 Row = Mapping[str, Any]
@@ -148,7 +148,5 @@ def read_history(path: Path, start: int) -> list[dict[str, Any]]:
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     rows = [r for r in rows if r["step"] <= start]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
     return [r for r in rows if "loss" in r]

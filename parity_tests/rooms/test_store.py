@@ -5,14 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from jaxarch import files
-from jaxarch.arrays import SUB_BYTE
+from jaxarch.arrays import SUB_BYTE, as_numpy
 from jaxarch.convert.dtypes import SAFETENSORS
 from jaxarch.convert.files import create_tensors, open_tensors, read_tensors, write_tensors
 from jaxarch.convert.tensors import Tensor, TensorInfo, block_indices, concatenate, stack
@@ -78,6 +80,23 @@ def test_every_dtype_there_and_back(tmp_path, suffix):
             tensors[name] = codes.view(dtype).reshape(2, -1)
     write_tensors(tmp_path / f"a{suffix}", tensors)
     assert_same(read_tensors(tmp_path / f"a{suffix}"), tensors)
+
+
+@pytest.mark.parametrize("held", [0, 1 << 20])
+def test_a_torch_file_is_one_of_torch_and_is_verified(tmp_path, tensors, monkeypatch, held):
+    monkeypatch.setattr("jaxarch.convert.files._HELD_BYTES", held)
+    tensors["F4"] = RNG.integers(0, 16, 8).astype(np.uint8).view(SAFETENSORS["F4"]).reshape(2, 4)
+    tensors["F8"] = RNG.integers(0, 256, 8).astype(np.uint8).view(SAFETENSORS["F8_E4M3"])
+    path = tmp_path / "a.pt"
+    write_tensors(path, tensors)
+    assert_same(read_tensors(path), tensors)
+    content = torch.load(path, weights_only=True)
+    assert_same({k: as_numpy(v) for k, v in content.items()}, tensors)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    flip(path, path.read_bytes().index(tensors["a.bias"].tobytes()))
+    with pytest.raises(ConversionError, match=r"'a\.bias' has other bytes"):
+        read_tensors(path)
 
 
 def test_the_library_reads_what_is_written_and_the_reverse(tmp_path, tensors):
@@ -179,7 +198,7 @@ def test_a_disk_without_room_is_said_before_the_first_byte(tmp_path, tensors, mo
 WRITER = """
 import os, sys
 import numpy as np
-from jaxarch.arrays import SUB_BYTE
+from jaxarch.arrays import SUB_BYTE, as_numpy
 from jaxarch.convert.dtypes import SAFETENSORS
 from jaxarch.convert.files import create_tensors
 from jaxarch.convert.tensors import TensorInfo
