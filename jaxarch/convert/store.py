@@ -13,6 +13,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -26,7 +27,7 @@ from jaxarch.errors import ConversionError
 
 JOURNAL = "journal.jsonl"
 # Bytes between two synchronisations with the disk.
-_SYNC_BYTES = 1 << 30
+_SYNC_BYTES = 256 << 20
 _HEADROOM = 1 << 20
 _MAX_OPEN = 64
 
@@ -104,8 +105,10 @@ class StoreWriter:
         self._unsafe: list[str] = []
         self._unsafe_bytes = 0
         self._handles: dict[str, int] = {}
+        self._secured: Future[None] | None = None
         self._stack = contextlib.ExitStack()
         try:
+            self._thread = self._stack.enter_context(ThreadPoolExecutor(1))
             self._stack.enter_context(files.locked(self.target))
             self._folder = self._start()
         except OSError as e:
@@ -140,7 +143,7 @@ class StoreWriter:
             self._unsafe.append(name)
             self._unsafe_bytes += info.nbytes
             if self._unsafe_bytes >= _SYNC_BYTES:
-                self._secure()
+                self._secure_soon()
         except OSError as e:
             raise self._failed(e) from None
 
@@ -149,7 +152,8 @@ class StoreWriter:
         if missing := [k for k in self.infos if k not in self._hashes]:
             raise ConversionError(f"{self.target}: {missing[0]!r} was not written")
         try:
-            self._secure()
+            self._secure_soon()
+            self._wait()
             self._close()
             if self._places.seal is not None:
                 self._places.seal(self._folder, self._crcs)
@@ -164,6 +168,8 @@ class StoreWriter:
 
     def close(self) -> None:
         """Remove what is not finished."""
+        with contextlib.suppress(OSError, ConversionError):  # an error has been raised already
+            self._wait()
         self._close()
         self._stack.close()
 
@@ -202,7 +208,6 @@ class StoreWriter:
                 stored = self._read_back(name) if name in self.infos else self._digest()
                 if stored.hexdigest() == digest:
                     self._hashes[name], self._crcs[name] = digest, stored.crc
-            self._close()
         return folder
 
     def _journal(self, folder: Path) -> list[tuple[str, str]]:
@@ -238,10 +243,12 @@ class StoreWriter:
         """The hash of what the disk holds of a tensor."""
         hasher = self._digest()
         for segment, _ in self._runs(name):
-            handle, offset, end = self._handle(segment.file), segment.offset, segment.offset + segment.length
-            while offset < end and (block := os.pread(handle, min(BLOCK_BYTES, end - offset), offset)):
-                hasher.update(block)
-                offset += len(block)
+            with open(self._folder / segment.file, "rb", buffering=0) as file:
+                file.seek(segment.offset)
+                left = segment.length
+                while left and (block := file.read(min(BLOCK_BYTES, left))):
+                    hasher.update(block)
+                    left -= len(block)
         return hasher
 
     def _digest(self) -> _Digest:
@@ -253,16 +260,26 @@ class StoreWriter:
         starts = itertools.accumulate((s.length for s in segments), initial=0)
         return list(zip(segments, starts, strict=False))
 
-    def _secure(self) -> None:
-        """Synchronise what was written with the disk, read it back, and note it in the journal."""
-        dirty = sorted({segment.file for name in self._unsafe for segment in self._places.segments[name]})
+    def _secure_soon(self) -> None:
+        """Let a thread make the tensors safe that were written since the last time, and wait for those before."""
+        self._wait()
+        self._secured = self._thread.submit(self._secure, self._unsafe)
+        self._unsafe, self._unsafe_bytes = [], 0
+
+    def _wait(self) -> None:
+        if self._secured is not None:
+            secured, self._secured = self._secured, None
+            secured.result()
+
+    def _secure(self, names: Sequence[str]) -> None:
+        """Synchronise tensors with the disk, read them back, and note them in the journal."""
+        dirty = sorted({segment.file for name in names for segment in self._places.segments[name]})
         files.sync_all([self._folder / file for file in dirty], drop=True)
-        for name in self._unsafe:
+        for name in names:
             if self._read_back(name).hexdigest() != self._hashes[name]:
                 raise changed(self.target, f"{name!r} was not read back as it was written: check the disk")
         if self._fingerprint:
-            self._log(*((name, self._hashes[name]) for name in self._unsafe))
-        self._unsafe, self._unsafe_bytes = [], 0
+            self._log(*((name, self._hashes[name]) for name in names))
 
     def _publish(self) -> None:
         """Move the files to the target, the one that is opened last, and its manifest after it."""

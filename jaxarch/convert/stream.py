@@ -13,7 +13,7 @@ from jaxarch.convert.manifest import text_hash
 from jaxarch.convert.tensors import Tensor, TensorInfo, TensorWriter
 
 # Blocks that are read ahead.
-_AHEAD = 2
+_AHEAD = 6
 
 
 def infos_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
