@@ -5,6 +5,7 @@ that description. What a new folder becomes follows from what is written into it
 """
 
 import argparse
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,9 +67,10 @@ def convert(
     is_file = not is_hub and Path(target).suffix in SUFFIXES
     if average and not is_file:
         raise UsageError(f"--average writes a weight file: let {target} end in one of {', '.join(SUFFIXES)}")
-    request = Request(source, model, variant, average=average, merge=is_hub)
-    content = READERS[_kind(source)](request)
-    return WRITERS[HUB if is_hub else FILE if is_file else content.folder](target, content)
+    with contextlib.ExitStack() as opened:
+        request = Request(source, model, variant, opened, average=average, merge=is_hub)
+        content = READERS[_kind(source)](request)
+        return WRITERS[HUB if is_hub else FILE if is_file else content.folder](target, content)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Request:
 
     Attributes:
         model, variant: the architecture, where the source does not name it.
+        opened: closes what is read at the end.
         average: read the moving average of the weights instead of the weights.
         merge: merge adapters into the weights, for a target that cannot hold them.
     """
@@ -84,6 +87,7 @@ class Request:
     source: str
     model: str | None
     variant: str | None
+    opened: contextlib.ExitStack
     average: bool
     merge: bool
 
@@ -296,7 +300,9 @@ def _named_by_caller(request: Request, file: Path, folder: str) -> Source:
     catalog.arguments(model, variant)
 
     def weights() -> Weights:
-        return _checked(_abstract(model, variant, {}), tensors_of(open_tensors(file)))
+        return _checked(
+            _abstract(model, variant, {}), tensors_of(request.opened.enter_context(open_tensors(file)))
+        )
 
     return Source(model, variant, {}, weights, folder, request.path)
 

@@ -18,6 +18,7 @@ from jaxarch.errors import ConversionError, printable
 Index = tuple[slice, ...]
 # Bytes that a stream holds at once of one tensor.
 BLOCK_BYTES = 16 << 20
+_TILE = 256
 
 
 class TensorInfo(NamedTuple):
@@ -70,8 +71,12 @@ class Tensor:
             mapped file.
     """
 
-    def __init__(self, info: TensorInfo, view: Callable[[Index], np.ndarray]) -> None:
+    def __init__(
+        self, info: TensorInfo, view: Callable[[Index], np.ndarray], *, is_scattered: bool = False
+    ) -> None:
         self.info, self._view = info, view
+        # Whether a run of it in C order is bytes from everywhere in the source.
+        self.is_scattered = is_scattered
 
     @classmethod
     def of(cls, value: np.ndarray) -> Self:
@@ -101,13 +106,15 @@ class Tensor:
     def blocks(self, limit: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
         """The elements in C order, in flat arrays of at most `limit` bytes; numbers that share bytes all at once.
 
-        Where the source is mapped and has that order, these are views of it.
+        Where the source is mapped and has that order, these are views of it. A source that has another order is read
+        once, as a whole if it is not mapped.
         """
         if self.dtype in SUB_BYTE:
             yield self.view().reshape(-1)
         elif 0 not in self.shape:
+            whole = self.view() if self.is_scattered else None
             for index in block_indices(self.shape, self.dtype.itemsize, limit):
-                yield self.view(index).reshape(-1)
+                yield in_order(self.view(index) if whole is None else whole[index]).reshape(-1)
 
     def permute(self, perm: Sequence[int] | None) -> "Tensor":
         """The tensor with its axes in the order of `perm`, as `numpy.transpose`; None leaves them."""
@@ -119,7 +126,8 @@ class Tensor:
         def read(index: Index) -> np.ndarray:
             return self._view(tuple(index[i] for i in inverse)).transpose(perm)
 
-        return Tensor(info, read)
+        is_moved = list(perm) != sorted(perm)
+        return Tensor(info, read, is_scattered=self.is_scattered or is_moved)
 
     def cut(self, index: Index) -> "Tensor":
         """The part of the tensor that `index` names; missing axes are whole."""
@@ -131,13 +139,14 @@ class Tensor:
                 tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
             )
 
-        return Tensor(info, read)
+        return Tensor(info, read, is_scattered=self.is_scattered)
 
     def map(self, dtype: np.dtype, function: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
         """The tensor with `function`, which is elementwise and returns arrays of `dtype`, applied to what is read."""
         return Tensor(
             TensorInfo(dtype_name(dtype), self.shape),
             lambda index: np.asarray(function(self._view(index)), dtype),
+            is_scattered=self.is_scattered,
         )
 
 
@@ -157,7 +166,8 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
                 result[(*[slice(None)] * axis, at)] = tensor.view((*index[:axis], part, *index[axis + 1 :]))
         return result
 
-    return Tensor(TensorInfo(first.info.dtype, shape), read)
+    is_scattered = any(t.is_scattered for t in tensors)
+    return Tensor(TensorInfo(first.info.dtype, shape), read, is_scattered=is_scattered)
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -170,7 +180,8 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
             result[i - index[0].start] = tensors[i].view(index[1:])
         return result
 
-    return Tensor(TensorInfo(first.info.dtype, (len(tensors), *first.shape)), read)
+    is_scattered = any(t.is_scattered for t in tensors)
+    return Tensor(TensorInfo(first.info.dtype, (len(tensors), *first.shape)), read, is_scattered=is_scattered)
 
 
 class TensorReader(Protocol):
@@ -230,7 +241,25 @@ def tensors_of(reader: TensorReader) -> dict[str, Tensor]:
 def owned(value: np.ndarray) -> np.ndarray:
     """An array in C order with memory of its own: itself, or a copy."""
     is_own = type(value) is np.ndarray and value.flags.owndata and value.flags.c_contiguous
-    return value if is_own and value.flags.writeable else np.array(value, order="C", subok=False)
+    if is_own and value.flags.writeable:
+        return value
+    return in_order(value) if not value.flags.c_contiguous else np.array(value, order="C", subok=False)
+
+
+def in_order(value: np.ndarray) -> np.ndarray:
+    """An array in C order: itself, or a copy, in tiles that fit the cache, which is several times as fast."""
+    if value.flags.c_contiguous:
+        return value
+    result = np.empty(value.shape, value.dtype)
+    fast = min(range(value.ndim), key=lambda axis: (value.shape[axis] == 1, abs(value.strides[axis])))
+    if fast == value.ndim - 1:
+        result[...] = value
+        return result
+    for i in range(0, value.shape[fast], _TILE):
+        for j in range(0, value.shape[-1], _TILE):
+            tile: Any = (*[slice(None)] * fast, slice(i, i + _TILE), ..., slice(j, j + _TILE))
+            result[tile] = value[tile]
+    return result
 
 
 def raw_bytes(value: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Tensors that are read and written by parts: all of their bytes arrive, or nothing appears."""
 
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from jaxarch import files
 from jaxarch.arrays import SUB_BYTE, as_numpy
 from jaxarch.convert.dtypes import SAFETENSORS
 from jaxarch.convert.files import create_tensors, open_tensors, read_tensors, write_tensors
-from jaxarch.convert.tensors import Tensor, TensorInfo, block_indices, concatenate, stack
+from jaxarch.convert.tensors import Tensor, TensorInfo, block_indices, concatenate, in_order, stack
 from jaxarch.errors import ConversionError
 
 RNG = np.random.default_rng(0)
@@ -61,6 +62,15 @@ def test_a_read_of_a_view_is_the_view_of_a_read():
         blocks = list(view.blocks(64))
         np.testing.assert_array_equal(np.concatenate(blocks), expected.reshape(-1), err_msg=name)
         assert max(b.nbytes for b in blocks) <= 64
+
+
+@pytest.mark.parametrize("shape", [(300, 700), (3, 5, 300, 2), (270, 1, 3, 280), (5, 1)])
+def test_tiles_copy_every_element(shape):
+    value = RNG.normal(size=shape)
+    for perm in itertools.permutations(range(len(shape))):
+        copy = in_order(value.transpose(perm))
+        assert copy.flags.c_contiguous
+        np.testing.assert_array_equal(copy, value.transpose(perm))
 
 
 @pytest.mark.parametrize("limit", [1, 8, 24, 100, 10**6])
