@@ -18,6 +18,7 @@ from jaxarch.nn.adaptive_pool import (
     AdaptiveMaxPool2d,
     AdaptiveMaxPool3d,
 )
+from jaxarch.nn.adaptive_softmax import AdaptiveLogSoftmaxWithLoss
 from jaxarch.nn.attention import (
     AdvancedMultiHeadAttention,
     AttentionConfig,

@@ -42,7 +42,7 @@ def normal(std: float = 0.02) -> Initializer:
 
 def torch_default(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """torch's Linear and Conv weights: kaiming_uniform with a = sqrt(5), that is U(+-1/sqrt(fan_in))."""
-    return uniform(1 / math.sqrt(fans(shape)[0]))(key, shape)
+    return uniform(1 / math.sqrt(fans(shape)[0] or 1))(key, shape)
 
 
 def xavier(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:

@@ -27,7 +27,7 @@ class Linear(Module):
         weight = init.torch_default(rngs.params(), (out_features, in_features))
         self.in_features, self.out_features = in_features, out_features
         self.weight = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight"]))
-        bound = 1 / math.sqrt(in_features)
+        bound = 1 / math.sqrt(in_features or 1)
         self.bias = optional(init.uniform(bound)(rngs.params(), (out_features,)) if bias else None)
 
     def __call__(self, input: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
@@ -58,7 +58,7 @@ class Bilinear(Module):
         rngs: nnx.Rngs,
     ):
         self.in1_features, self.in2_features, self.out_features = in1_features, in2_features, out_features
-        draw = init.uniform(1 / math.sqrt(in1_features))
+        draw = init.uniform(1 / math.sqrt(in1_features or 1))
         self.weight = nnx.Param(draw(rngs.params(), (out_features, in1_features, in2_features)))
         self.bias = optional(draw(rngs.params(), (out_features,)) if bias else None)
 

@@ -130,6 +130,11 @@ def test_errors_name_the_culprit(call, message):
         call()
 
 
+def test_a_linear_layer_of_no_features_is_its_bias():
+    layer = nn.Linear(0, 3, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(layer(jnp.ones((2, 0))), np.broadcast_to(layer.bias[...], (2, 3)))
+
+
 def test_channels_of_an_instance_norm_without_arrays_only_warn():
     with pytest.warns(UserWarning, match="has not num_features=3 channels"):
         nn.InstanceNorm1d(3)(jnp.ones((2, 5, 4)))
