@@ -32,6 +32,8 @@ def leaves(value: Any) -> dict[str, np.ndarray]:
 
 def channels_last(value: Any) -> Any:
     """The tensors of a call as JAX arrays, images (4 axes of floats) with the channels last."""
+    if isinstance(value, tuple):
+        return tuple(map(channels_last, value))
     if not isinstance(value, torch.Tensor):
         return value
     array = value.numpy()

@@ -223,7 +223,7 @@ def test_truncated_backpropagation():
 
 
 def test_the_language_model_trains(tmp_path):
-    smaller = {"model.vocab_size": "260", "model.hidden_dim": "4", "model.embed_dim": "3"}
+    smaller = {"model.vocab_size": "260", "model.hidden_size": "4", "model.embed_size": "3"}
     smaller |= {"train.options.length": "256", "train.batch_size": "16"}
     run = fit(
         "bi_lstm",

@@ -79,7 +79,7 @@ PADDED = {
     "neural_ode": {"train.options.count": "100"},
     "seq2seq_rnn": {"train.options.count": "100", "model.hidden_size": "4", "model.embed_dim": "3"},
     "transformer": {"train.options.count": "100", **TINY_TRANSFORMER},
-    "bi_lstm": {"model.vocab_size": "258", "model.hidden_dim": "4", "train.options.length": "2048"},
+    "bi_lstm": {"model.vocab_size": "258", "model.hidden_size": "4", "train.options.length": "2048"},
     "advanced_transformer": {
         "model.vocab_size": "257",
         "model.max_seq_len": "2048",

@@ -79,6 +79,42 @@ def test_convolutions():
     agree(printed, *both("AttentionConv", 4, 8, room="nn"), [floats(2, 4, 9, 7)])
 
 
+# Sequences
+
+
+def test_simple_rnn():
+    parts = {"rnn": tnn.RNN(5, 6, batch_first=True), "fc": tnn.Linear(6, 3)}
+    printed = Steps(lambda s, x: s.fc(s.rnn(x)[0][:, -1]), **parts)
+    agree(printed, *both("SimpleRNN", input_size=5, hidden_size=6, num_classes=3), [floats(4, 7, 5)])
+
+
+def test_bi_lstm():
+    def call(s, x, hidden):
+        out, hidden = s.lstm(s.embed(x), hidden)
+        return s.fc(out), hidden
+
+    lstm = tnn.LSTM(5, 6, bidirectional=True, batch_first=True)
+    printed = Steps(call, embed=tnn.Embedding(20, 5), lstm=lstm, fc=tnn.Linear(12, 20))
+    ids = torch.tensor(np.random.default_rng(0).integers(0, 20, (4, 7)))
+    hidden = floats(2, 4, 6), floats(2, 4, 6) / 2
+    agree(printed, *both("BiLSTM", vocab_size=20, embed_size=5, hidden_size=6), [ids, hidden])
+
+
+def test_gru_forecaster():
+    parts = {"gru": tnn.GRU(5, 6, batch_first=True), "linear": tnn.Linear(6, 3)}
+    printed = Steps(lambda s, x: s.linear(s.gru(x)[1].squeeze(0)), **parts)
+    agree(printed, *both("GRUForecaster", input_size=5, hidden_size=6, pred_steps=3), [floats(4, 7, 5)])
+
+
+def test_attn_rnn():
+    def call(s, x):
+        outputs, _ = s.rnn(x)
+        return (outputs * F.softmax(s.attn(outputs), dim=1)).sum(dim=1)
+
+    printed = Steps(call, rnn=tnn.GRU(5, 6, batch_first=True), attn=tnn.Linear(6, 1))
+    agree(printed, *both("AttnRNN", 5, 6), [floats(4, 7, 5)])
+
+
 # Attention
 
 

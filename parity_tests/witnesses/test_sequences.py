@@ -59,18 +59,18 @@ def close(ours, theirs, bound=1e-13):
 
 RECURRENT_KEYS = {
     "simple_rnn": (
-        {"input_size": 5, "hidden_size": 6, "output_size": 3},
+        {"input_size": 5, "hidden_size": 6, "num_classes": 3},
         "rnn.weight_ih_l0 [6, 5], rnn.weight_hh_l0 [6, 6], rnn.bias_ih_l0 [6], rnn.bias_hh_l0 [6], "
         "fc.weight [3, 6], fc.bias [3]",
     ),
     "bi_lstm": (
-        {"vocab_size": 20, "embed_dim": 5, "hidden_dim": 6},
+        {"vocab_size": 20, "embed_size": 5, "hidden_size": 6},
         "embed.weight [20, 5], lstm.weight_ih_l0 [24, 5], lstm.weight_hh_l0 [24, 6], lstm.bias_ih_l0 [24], "
         "lstm.bias_hh_l0 [24], lstm.weight_ih_l0_reverse [24, 5], lstm.weight_hh_l0_reverse [24, 6], "
         "lstm.bias_ih_l0_reverse [24], lstm.bias_hh_l0_reverse [24], fc.weight [20, 12], fc.bias [20]",
     ),
     "gru_forecaster": (
-        {"input_size": 5, "hidden_size": 6, "output_size": 3},
+        {"input_size": 5, "hidden_size": 6, "pred_steps": 3},
         "gru.weight_ih_l0 [18, 5], gru.weight_hh_l0 [18, 6], gru.bias_ih_l0 [18], gru.bias_hh_l0 [18], "
         "linear.weight [3, 6], linear.bias [3]",
     ),

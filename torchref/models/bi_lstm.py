@@ -6,20 +6,20 @@ from torchref import nn
 
 
 class BiLSTM(nn.Module):
-    """ids (B, T), state or None, lengths (B,) in [1, T] or None -> logits (B, T, vocab_size), final state.
+    """x: ids (B, T), hidden or None, lengths (B,) in [1, T] or None -> logits (B, T, vocab_size), final state.
 
-    The state is (h, c), each (2, B, hidden_dim): forward, then reverse. Past a length the logits are the
+    hidden is (h, c), each (2, B, hidden_size): forward, then reverse. Past a length the logits are the
     bias of `fc`.
     """
 
-    def __init__(self, vocab_size: int, embed_dim: int, hidden_dim: int):
+    def __init__(self, vocab_size: int, embed_size: int, hidden_size: int):
         super().__init__()
-        self.embed = nn.Embedding(vocab_size, embed_dim)
-        self.lstm = nn.LSTM(embed_dim, hidden_dim, batch_first=True, bidirectional=True)
-        self.fc = nn.Linear(2 * hidden_dim, vocab_size)
+        self.embed = nn.Embedding(vocab_size, embed_size)
+        self.lstm = nn.LSTM(embed_size, hidden_size, batch_first=True, bidirectional=True)
+        self.fc = nn.Linear(2 * hidden_size, vocab_size)
 
     def forward(
-        self, ids: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
+        self, x: Tensor, hidden: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        hidden, state = self.lstm(self.embed(ids), state, lengths=lengths)
-        return self.fc(hidden), state
+        out, hidden = self.lstm(self.embed(x), hidden, lengths=lengths)
+        return self.fc(out), hidden

@@ -6,12 +6,12 @@ from torchref import nn
 
 
 class GRUForecaster(nn.Module):
-    """(B, T, input_size), lengths (B,) in [1, T] or None -> (B, output_size), from the final state."""
+    """(B, T, input_size), lengths (B,) in [1, T] or None -> (B, pred_steps), from the final state."""
 
-    def __init__(self, input_size: int, hidden_size: int, output_size: int):
+    def __init__(self, input_size: int, hidden_size: int, pred_steps: int):
         super().__init__()
         self.gru = nn.GRU(input_size, hidden_size, batch_first=True)
-        self.linear = nn.Linear(hidden_size, output_size)
+        self.linear = nn.Linear(hidden_size, pred_steps)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         _, final = self.gru(x, lengths=lengths)

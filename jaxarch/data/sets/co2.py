@@ -23,7 +23,7 @@ def load(*, arguments: Mapping[str, Any], window: int = 36, tested: int = 120) -
         UsageError: statsmodels is not installed.
         DataError: the series is too short for the windows.
     """
-    series, horizon = monthly(), arguments["output_size"]
+    series, horizon = monthly(), arguments["pred_steps"]
     cut = len(series) - tested
     if cut < window + horizon or tested < horizon:
         raise DataError(
