@@ -668,6 +668,17 @@ def test_chunked_is_full(causal, mask):
         nn.chunked_attention(*map(jnp.asarray, (q, k, v)), chunk_size=0)
 
 
+def test_chunked_counts_no_padding():
+    """Causal queries before the first key see none, and take the mean of the keys: not of what pads the last chunk."""
+    q, k, v = qkv(16)
+    seen = np.arange(13) <= np.arange(16)[:, None] - 3
+    want = full(q, k, v, seen=seen)
+    assert np.allclose(want[:, :, 0], v.mean(2))
+    for module, array in ((nn, jnp.asarray), (tnn, torch.tensor)):
+        actual = module.chunked_attention(*map(array, (q, k, v)), chunk_size=4, causal=True)
+        assert error(actual, want) < 1e-14
+
+
 def test_performer_converges_to_softmax_attention():
     """The error falls with more features, masked (one row attends to all) and causal; a biased one would not."""
     q, k, v = (jnp.asarray(x) for x in qkv(scale=0.7))

@@ -41,7 +41,8 @@ def chunked(
             allowed = (k_positions < s) & ((k_positions <= q_positions[:, None]) | (not causal))
             scores = mask_scores(scores, mask, allowed)
             higher = jnp.maximum(maximum, jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-            weights = jnp.exp(scores - higher)
+            # Padding is no key, not even of a query that sees none.
+            weights = jnp.where(k_positions < s, jnp.exp(scores - higher), 0)
             shrink = jnp.exp(maximum - higher)
             total = total * shrink + weights.sum(-1, keepdims=True)
             y = y * shrink + jnp.einsum("bhqk,bhkd->bhqd", weights, v.astype(dtype))
