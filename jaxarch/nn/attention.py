@@ -88,8 +88,8 @@ class MultiHeadAttention(Module):
         "local": keys at a distance of at most w.
         "sparse": those, and every key at a multiple of w (the strided pattern of Child et al. 2019,
             arXiv:1904.10509). Local and sparse attention of a sequence to itself computes only the blocks
-            that the pattern touches, unless dropout is active, weights are asked for or the mask has a row
-            per query.
+            that the pattern touches, and drops weights there, unless weights are asked for or the mask has a
+            row per query. A dropout mask then has the blocks' shape: see `kernels.attention.block_attention`.
     use_flash_attention: a fused kernel. While dropout is active the exact path runs, whose dropout mask can
         be injected.
 
@@ -169,7 +169,8 @@ class MultiHeadAttention(Module):
         weights = None
         if self._runs_blocks(q, k, mask, cache, return_weights):
             strided = self.attention_type == "sparse"
-            y = block_attention(q, k, v, mask, self.window, strided=strided, causal=self.causal)
+            dropout = self.dropout if self._drops else None
+            y = block_attention(q, k, v, mask, self.window, strided, self.causal, dropout)
         else:
             q_positions, k_positions = jnp.arange(q.shape[2]) + start, jnp.arange(k.shape[2])
             allowed = pattern(q_positions, k_positions, self.attention_type, self.window, self.causal)
@@ -224,8 +225,8 @@ class MultiHeadAttention(Module):
             and self.attention_type in ("local", "sparse")
             and cache is None
             and q.shape[2] == k.shape[2] > 2 * self.window
-            and not (return_weights or self._drops)
-            and (mask is None or mask.shape[1:3] == (1, 1))
+            and not return_weights
+            and (mask is None or mask.shape[1:] == (1, 1, k.shape[2]))
         )
 
     def _exact(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from torch.utils.flop_counter import FlopCounterMode
 
 import jaxarch.nn as nn
 import torchref.nn as tnn
@@ -21,6 +22,7 @@ from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.kernels.attention import block_attention, exact_attention, fused_attention, pattern
 from jaxarch.nn.masks import expand_mask
 from jaxarch.parity import check
+from torchref.nn.attention import block_attention as torch_block
 from torchref.nn.attention import pattern as torch_pattern
 
 B, T, D, H, W = 3, 11, 16, 4, 2
@@ -248,6 +250,65 @@ def test_blocks_cost_less(kind, least):
     seen = pattern(jnp.arange(2048), jnp.arange(2048), kind, 32, True)
     blocks = cost(lambda q, k, v: block_attention(q, k, v, None, 32, kind == "sparse", True))
     assert cost(lambda q, k, v: exact_attention(q, k, v, None, seen)[0]) > least * blocks
+
+
+@pytest.mark.parametrize(("kind", "causal"), [("local", False), ("sparse", True)])
+def test_blocks_drop_what_masking_drops(kind, causal):
+    """One dropout mask of all pairs, cut into blocks, gives the blocks what it gives the T^2 weights."""
+    n, count = 6, 2 if causal else 3  # blocks of 11 positions and a window of 2
+    q, k, v = (numbers(B, H, T, 4, seed=s) for s in range(3))
+    kept = np.random.default_rng(5).random((B, H, T, T)) < 0.6
+    padded = np.pad(kept, ((0, 0), (0, 0), (0, W * n - T), (W, 2 * W)))
+    rows = [padded[:, :, i * W : (i + 1) * W] for i in range(n)]
+    near = np.stack([row[..., i * W : (i + count) * W] for i, row in enumerate(rows)], 2)
+    columns = np.stack([padded[:, :, a::W, W + a : W + a + n * W : W] for a in range(W)], 3)
+    blocks = np.concatenate((near, columns), -1) if kind == "sparse" else near
+    keep = np.arange(T) < np.array([T, 4, 0])[:, None]
+
+    def dropout(mask, where):
+        return lambda weights: where(mask, weights / 0.6, 0.0)
+
+    seen = pattern(jnp.arange(T), jnp.arange(T), kind, W, causal)
+    arrays = [jnp.asarray(x) for x in (q, k, v, keep[:, None, None])]
+    expected, _ = exact_attention(*arrays, seen, dropout(kept, jnp.where))
+    settings = W, kind == "sparse", causal
+    assert error(block_attention(*arrays, *settings, dropout(blocks, jnp.where)), expected) < BOUND
+    tensors = [torch.tensor(np.asarray(x)) for x in arrays]
+    assert (
+        error(torch_block(*tensors, *settings, dropout(torch.tensor(blocks), torch.where)), expected) < BOUND
+    )
+
+
+@pytest.mark.parametrize("name", ["local", "sparse"])
+def test_blocks_with_dropout_are_torchs(name):
+    """In train mode both packages drop weights in blocks, by masks of the same shape."""
+    t, j = pair("MultiHeadAttention", D, H, 0.4, **SETTINGS[name], mode="train")
+    nn.label_dropouts(j)
+    with nn.record_masks() as shapes:
+        j(jnp.asarray(numbers(B, T, D)))
+    assert shapes == {"dropout": [(B, H, 6, W, 3 * W if name == "local" else 2 * W + 6)]}
+    result = check(TorchCall(t), JaxCall(j), {"query": numbers(B, T, D)}, modes=("train",))
+    assert result.ok, result.detail
+
+
+@pytest.mark.parametrize("kind", ["local", "sparse"])
+def test_training_with_dropout_costs_blocks(kind):
+    """FLOPs at 1,024 tokens over those at 512, with dropout active: all pairs would cost four times as many."""
+    t, j = pair("MultiHeadAttention", 8, 2, 0.4, attention_type=kind, max_relative_position=64, mode="train")
+    graph, params, rest = state.split(j)
+
+    def jax_cost(length):
+        x = jax.ShapeDtypeStruct((1, length, 8), float)
+        step = jax.jit(lambda p, x: state.merge(graph, p, rest)(x).sum())
+        return step.lower(params, x).cost_analysis()["flops"]
+
+    def torch_cost(length):
+        with FlopCounterMode(display=False) as counter:
+            t(torch.zeros(1, length, 8, dtype=torch.float64)).sum().backward()
+        return counter.get_total_flops()
+
+    for cost in (jax_cost, torch_cost):
+        assert cost(1024) < 2.6 * cost(512)
 
 
 @pytest.mark.parametrize("name", ["standard", "causal", "local", "sparse"])

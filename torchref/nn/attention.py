@@ -78,7 +78,9 @@ class MultiHeadAttention(Module):
             arXiv:1803.02155), up to `max_relative_position` = w.
         "local": keys at a distance of at most w.
         "sparse": those, and every key at a multiple of w (the strided pattern of Child et al. 2019,
-            arXiv:1904.10509).
+            arXiv:1904.10509). Local and sparse attention of a sequence to itself computes only the blocks
+            that the pattern touches, and drops weights there, unless weights are asked for or the mask has a
+            row per query. A dropout mask then has the blocks' shape: see `block_attention`.
     use_flash_attention: a fused kernel (SDPA). While dropout is active the exact path runs, whose dropout mask
         can be injected.
 
@@ -156,16 +158,21 @@ class MultiHeadAttention(Module):
             k, v = cache.k, cache.v
         mask = expand_mask(mask, (*q.shape[:3], k.shape[2]))
         weights = None
-        q_positions = torch.arange(q.shape[2], device=q.device) + start
-        k_positions = torch.arange(k.shape[2], device=q.device)
-        allowed = pattern(q_positions, k_positions, self.attention_type, self.window, self.causal)
-        if self.use_flash_attention and not return_weights and not self._drops:
-            # The kernel knows the plain causal pattern without a mask.
-            plain = self.attention_type == "standard" and q.shape[2] == k.shape[2]
-            y = fused_attention(q, k, v, mask, None if plain else allowed, causal=plain and self.causal)
+        if self._runs_blocks(q, k, mask, cache, return_weights):
+            strided = self.attention_type == "sparse"
+            dropout = self.dropout if self._drops else None
+            y = block_attention(q, k, v, mask, self.window, strided, self.causal, dropout)
         else:
-            y, weights = self._exact(q, k, v, mask, allowed, k_positions - q_positions[:, None])
-            self.attention_weights = weights.detach()
+            q_positions = torch.arange(q.shape[2], device=q.device) + start
+            k_positions = torch.arange(k.shape[2], device=q.device)
+            allowed = pattern(q_positions, k_positions, self.attention_type, self.window, self.causal)
+            if self.use_flash_attention and not return_weights and not self._drops:
+                # The kernel knows the plain causal pattern without a mask.
+                plain = self.attention_type == "standard" and q.shape[2] == k.shape[2]
+                y = fused_attention(q, k, v, mask, None if plain else allowed, causal=plain and self.causal)
+            else:
+                y, weights = self._exact(q, k, v, mask, allowed, k_positions - q_positions[:, None])
+                self.attention_weights = weights.detach()
         y = self.w_o(y.transpose(1, 2).reshape(query.shape))
         extra = ((weights,) if return_weights else ()) + (() if cache is None else (cache,))
         return (y, *extra) if extra else y
@@ -198,6 +205,17 @@ class MultiHeadAttention(Module):
         if start < 0:
             raise ValueError(f"causal attention of {q.shape[2]} queries needs as many keys, not {k.shape[2]}")
         return start, 0
+
+    def _runs_blocks(
+        self, q: Tensor, k: Tensor, mask: Tensor | None, cache: Cache | None, return_weights: bool
+    ) -> bool:
+        return (
+            self.attention_type in ("local", "sparse")
+            and cache is None
+            and q.shape[2] == k.shape[2] > 2 * self.window
+            and not return_weights
+            and (mask is None or mask.shape[1:] == (1, 1, k.shape[2]))
+        )
 
     def _exact(
         self,
@@ -286,6 +304,63 @@ def fused_attention(
     elif allowed is not None:
         mask = allowed
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
+
+
+def block_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    window: int,
+    strided: bool = False,
+    causal: bool = False,
+    dropout: Dropout | None = None,
+) -> Tensor:
+    """Local or strided sparse attention over the blocks it touches: 3 w T scores, and T^2 / w if strided.
+
+    Equal to masking all T^2 scores. Positions are cut into n blocks of w = `window`. A band of w lies in a
+    block and its two neighbours; keys at a distance of a multiple of w have the same index in their block.
+    `dropout` acts on the weights of the blocks, (B, H, n, w, 3 w), 2 w for causal, and n more if strided.
+    """
+    b, h, t, d = q.shape
+    n, w = -(-t // window), window
+    scale = 1 / math.sqrt(d)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    padding = n * w - t
+    qs, ks, vs = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (n, w)) for x in (q, k, v))
+    positions = torch.arange(n * w, device=q.device)
+    valid = (positions < t).reshape(1, 1, n, w, 1)
+    key_mask = None
+    if mask is not None:
+        key_mask = F.pad(mask[:, :, 0, :, None], (0, 0, 0, padding)).unflatten(2, (n, w))
+
+    count = 2 if causal else 3
+    distance = positions[:w, None] - (torch.arange(count * w, device=q.device) - w)
+    band = (distance >= (0 if causal else -w)) & (distance <= w)
+    band = band & _neighbours(valid, count)[..., 0][..., None, :]
+    scores = [torch.einsum("bhnqd,bhnkd->bhnqk", qs, _neighbours(ks, count)).to(dtype) * scale]
+    near_mask = None if key_mask is None else _neighbours(key_mask, count)[..., 0][..., None, :]
+    scores[0] = mask_scores(scores[0], near_mask, band)
+    if strided:
+        distance = positions[:n, None] - positions[:n]
+        far = ((distance > 1) | (distance < -1)) & ((distance > 0) | (not causal))
+        column = torch.einsum("bhnqd,bhmqd->bhqnm", qs, ks).to(dtype) * scale
+        far_mask = None if key_mask is None else key_mask[..., 0].transpose(2, 3)[..., None, :]
+        column = mask_scores(column, far_mask, far & valid[0, 0, :, :, 0].T[:, None])
+        scores.append(column.transpose(2, 3))
+    weights = torch.cat(scores, -1).softmax(-1).to(q.dtype)
+    weights = weights if dropout is None else dropout(weights)
+    y = torch.einsum("bhnqk,bhnkd->bhnqd", weights[..., : count * w], _neighbours(vs, count))
+    if strided:
+        y = y + torch.einsum("bhnqm,bhmqd->bhnqd", weights[..., count * w :], vs)
+    return y.reshape(b, h, n * w, d)[:, :, :t]
+
+
+def _neighbours(x: Tensor, count: int) -> Tensor:
+    """For each of the n blocks (axis 2) the one before, itself and, if count is 3, the one after, joined."""
+    n = x.shape[2]
+    padded = F.pad(x, (0, 0, 0, 0, 1, 1))
+    return torch.cat([padded[:, :, i : i + n] for i in range(count)], 3)
 
 
 def pattern(

@@ -108,11 +108,13 @@ def block_attention(
     window: int,
     strided: bool = False,
     causal: bool = False,
+    dropout: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "b h t d"]:
     """Local or strided sparse attention over the blocks it touches: 3 w T scores, and T^2 / w if strided.
 
     Equal to masking all T^2 scores. Positions are cut into n blocks of w = `window`. A band of w lies in a
     block and its two neighbours; keys at a distance of a multiple of w have the same index in their block.
+    `dropout` acts on the weights of the blocks, (B, H, n, w, 3 w), 2 w for causal, and n more if strided.
     """
     b, h, t, d = q.shape
     n, w = -(-t // window), window
@@ -141,6 +143,7 @@ def block_attention(
         column = mask_scores(column, far_mask, far & valid[0, 0, :, :, 0].T[:, None])
         scores.append(column.transpose(0, 1, 3, 2, 4))
     weights = jax.nn.softmax(jnp.concatenate(scores, -1)).astype(q.dtype)
+    weights = weights if dropout is None else dropout(weights)
     y = jnp.einsum("bhnqk,bhnkd->bhnqd", weights[..., : count * w], neighbours(vs))
     if strided:
         y = y + jnp.einsum("bhnqm,bhmqd->bhnqd", weights[..., count * w :], vs)
