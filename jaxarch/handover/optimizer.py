@@ -129,7 +129,7 @@ def param_groups(
         is_matrix = params[row.path].ndim > 1 or hyper.kind in WITHOUT_DECAY
         key = (glob, "weight_decay" in fields or is_matrix)
         rate = fields.pop("learning_rate", hyper.learning_rate)
-        rate = float(rate(step)) if callable(rate) else rate
+        rate = _at(rate, step)
         group = {
             **hyper_parameters(hyper.kind),
             **hyper.options,
@@ -194,13 +194,15 @@ def kind_of(groups: Sequence[Mapping[str, Any]]) -> str:
         ConversionError: none of torch's has.
     """
     options = {k for k in groups[0] if k not in NO_OPTIONS}
-    by_options = {kind: set(hyper_parameters(kind)) | {"lr"} for kind in OPTIMIZERS}
-    essential = {k for k in options if k not in (*WITHOUT_EFFECT, "weight_decay", "maximize")}
-    for kind, known in by_options.items():
-        if kind == "adamw":
-            known = known | {"decoupled_weight_decay"}
-        if essential == known - {*WITHOUT_EFFECT, "weight_decay", "maximize"}:
-            return "adamw" if groups[0].get("decoupled_weight_decay") and kind == "adam" else kind
+    # What torch added to optimizers that had been without.
+    late = {*WITHOUT_EFFECT, "maximize"}
+    if "amsgrad" in options:
+        late.add("decoupled_weight_decay")
+    for kind in KINDS:
+        known = {"lr", *hyper_parameters(kind)} | ({"weight_decay"} if kind not in WITHOUT_DECAY else set())
+        if known - late == options - late:
+            is_adam = kind in ("adam", "adamw")
+            return ("adamw" if groups[0].get("decoupled_weight_decay") else "adam") if is_adam else kind
     raise ConversionError(f"no optimizer of torch's has the options {', '.join(sorted(options))}")
 
 
@@ -257,10 +259,12 @@ def _arrays(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at(value: Any, step: int) -> Any:
-    """An option at a step: a schedule's value, alone or within a pair."""
+    """An option at a step: a number in place of an array or of a schedule, alone or within a pair."""
     if isinstance(value, tuple | list):
         return tuple(_at(v, step) for v in value)
-    return float(value(step)) if callable(value) else value
+    if callable(value):
+        return float(value(step))
+    return float(value) if hasattr(value, "dtype") else value
 
 
 def _registered(module: Any, prefix: str = "") -> Iterator[str]:
