@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 FACTORS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -19,8 +20,14 @@ SCHEDULERS: dict[str, Callable[..., lr_scheduler.LRScheduler]] = {
     "polynomial": lr_scheduler.PolynomialLR,
     "cosine_annealing": lr_scheduler.CosineAnnealingLR,
     "cosine_restarts": lr_scheduler.CosineAnnealingWarmRestarts,
+    "constant_factor": lr_scheduler.ConstantLR,
+    "linear_factor": lr_scheduler.LinearLR,
+    "swa": SWALR,
 }
-LENGTHS = {"polynomial": "total_iters", "cosine_annealing": "T_max"}
+LENGTHS = {
+    **dict.fromkeys(("polynomial", "constant_factor", "linear_factor"), "total_iters"),
+    "cosine_annealing": "T_max",
+}
 
 
 def create_schedule(
@@ -33,6 +40,18 @@ def create_schedule(
     if kind == "onecycle":
         max_lr = [group["lr"] for group in optimizer.param_groups]
         return lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps, **{"cycle_momentum": False, **options})
+
+    if kind in ("sequential", "chained"):
+        schedulers = [
+            create_schedule(optimizer, table.pop("schedule"), 0, total_steps, **table)
+            for table in map(dict, options["schedulers"])
+        ]
+        if kind == "chained":
+            return lr_scheduler.ChainedScheduler(schedulers)
+        return lr_scheduler.SequentialLR(optimizer, schedulers, options["milestones"])
+    if kind == "cyclic":
+        max_lr = [group["lr"] for group in optimizer.param_groups]
+        return lr_scheduler.CyclicLR(optimizer, max_lr=max_lr, **{"cycle_momentum": False, **options})
 
     def warmup(step: int) -> float:
         return (step + 1) / max(warmup_steps, 1)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxarch import optim
 from jaxarch.errors import UsageError
-from jaxarch.optim import scaler, schedules
+from jaxarch.optim import lr_scheduler, scaler
 from torchref import optim as torch_optim
 
 STEPS = 50
@@ -221,10 +221,11 @@ def test_another_optimizer_for_a_group():
 def test_one_cycle_moves_rate_and_momentum(kind):
     start, gradients = drawn(3, SHAPES)
     cycle = {"total_steps": STEPS, "pct_start": 0.4, "three_phase": kind == "sgd"}
-    momentum = schedules.one_cycle_momentum(**cycle)
+    schedule = lr_scheduler.OneCycleLR(0.1, **cycle)
+    momentum = schedule.momentum
     option = {"momentum": momentum} if kind == "sgd" else {"betas": (momentum, 0.99)}
     ours = walk(
-        optim.create_optimizer(kind, learning_rate=schedules.one_cycle_lr(0.1, **cycle), **option),
+        optim.create_optimizer(kind, learning_rate=schedule, **option),
         start,
         gradients,
     )
@@ -305,7 +306,7 @@ def test_loss_scaling_is_grad_scalers(script):
 
 def test_dtypes_stay_as_they_are():
     """A state keeps its dtypes whatever the parameters', schedules included: else jit and donation would fail."""
-    cycled = {"betas": (schedules.one_cycle_momentum(20), 0.9)}
+    cycled = {"betas": (lr_scheduler.OneCycleLR(0.1, 20).momentum, 0.9)}
     cases = [
         *((kind, {}) for kind in optim.OPTIMIZERS if kind != "lbfgs"),
         ("adam", cycled),
