@@ -14,18 +14,18 @@ from jaxarch.nn.module import Module
 Function = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
-def leaky_relu(x: Float[Array, "..."], negative_slope: float = 0.01) -> Float[Array, "..."]:
+def leaky_relu(x: Float[Array, "..."], negative_slope: float | int = 0.01) -> Float[Array, "..."]:
     """max(x, slope * x). At 0 the derivative is the slope, as in torch (jax.nn's is 1)."""
     return jnp.where(x > 0, x, negative_slope * x)
 
 
-def threshold(x: Float[Array, "..."], threshold: float, value: float) -> Float[Array, "..."]:
+def threshold(x: Float[Array, "..."], threshold: float | int, value: float | int) -> Float[Array, "..."]:
     """x above the threshold, else the value, without a gradient."""
     return jnp.where(x <= threshold, value, x)
 
 
 def elu(
-    x: Float[Array, "..."], alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0
+    x: Float[Array, "..."], alpha: float | int = 1.0, scale: float | int = 1.0, rate: float = 1.0
 ) -> Float[Array, "..."]:
     """scale * (x above 0, else alpha * (exp(rate * x) - 1)) (Clevert et al. 2016); at 0 the derivative from below."""
     # Without the inner where, exp overflows for large x and its derivative is NaN times 0.
@@ -33,7 +33,7 @@ def elu(
     return scale * jnp.where(x > 0, x, below)
 
 
-def celu(x: Float[Array, "..."], alpha: float = 1.0) -> Float[Array, "..."]:
+def celu(x: Float[Array, "..."], alpha: float | int = 1.0) -> Float[Array, "..."]:
     """x above 0, else alpha * (exp(x / alpha) - 1) (Barron 2017)."""
     return elu(x, alpha, 1.0, 1 / alpha)
 
@@ -75,17 +75,19 @@ def tanhshrink(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x - jnp.tanh(x)
 
 
-def hardshrink(x: Float[Array, "..."], lambd: float = 0.5) -> Float[Array, "..."]:
+def hardshrink(x: Float[Array, "..."], lambd: float | int = 0.5) -> Float[Array, "..."]:
     """x, but 0 from -lambd to lambd."""
     return jnp.where((x >= -lambd) & (x <= lambd), 0.0, x)
 
 
-def softshrink(x: Float[Array, "..."], lambd: float = 0.5) -> Float[Array, "..."]:
+def softshrink(x: Float[Array, "..."], lambd: float | int = 0.5) -> Float[Array, "..."]:
     """x moved towards 0 by lambd; 0 from -lambd to lambd."""
     return jnp.where((x >= -lambd) & (x <= lambd), 0.0, jnp.where(x > 0, x - lambd, x + lambd))
 
 
-def hardtanh(x: Float[Array, "..."], min_val: float = -1.0, max_val: float = 1.0) -> Float[Array, "..."]:
+def hardtanh(
+    x: Float[Array, "..."], min_val: float | int = -1.0, max_val: float | int = 1.0
+) -> Float[Array, "..."]:
     """x limited to [min_val, max_val]; the derivative is 0 at both, as in torch."""
     return jnp.where(x <= min_val, min_val, jnp.where(x >= max_val, max_val, x))
 
@@ -107,7 +109,9 @@ def hardswish(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(x <= -3, 0.0, jnp.where(x >= 3, x, x * (x / 6 + 0.5)))
 
 
-def softplus(x: Float[Array, "..."], beta: float = 1.0, threshold: float = 20.0) -> Float[Array, "..."]:
+def softplus(
+    x: Float[Array, "..."], beta: float | int = 1.0, threshold: float | int = 20.0
+) -> Float[Array, "..."]:
     """log(1 + exp(beta * x)) / beta; x itself where beta * x is above the threshold."""
     return jnp.where(beta * x > threshold, x, jax.nn.softplus(beta * x) / beta)
 

@@ -37,7 +37,7 @@ class ReLU6(Module):
 class LeakyReLU(Module):
     """max(x, slope * x). Any shape."""
 
-    def __init__(self, negative_slope: float = 0.01, inplace: bool = False):
+    def __init__(self, negative_slope: float | int = 0.01, inplace: bool = False):
         self.negative_slope, self.inplace = negative_slope, inplace
 
     def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -47,7 +47,7 @@ class LeakyReLU(Module):
 class ELU(Module):
     """x above 0, else alpha * (exp(x) - 1). Any shape."""
 
-    def __init__(self, alpha: float = 1.0, inplace: bool = False):
+    def __init__(self, alpha: float | int = 1.0, inplace: bool = False):
         self.alpha, self.inplace = alpha, inplace
 
     def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -57,7 +57,7 @@ class ELU(Module):
 class CELU(Module):
     """x above 0, else alpha * (exp(x / alpha) - 1). Any shape."""
 
-    def __init__(self, alpha: float = 1.0, inplace: bool = False):
+    def __init__(self, alpha: float | int = 1.0, inplace: bool = False):
         self.alpha, self.inplace = alpha, inplace
 
     def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -155,7 +155,7 @@ class Tanhshrink(Module):
 class Hardshrink(Module):
     """x, but 0 from -lambd to lambd. Any shape."""
 
-    def __init__(self, lambd: float = 0.5):
+    def __init__(self, lambd: float | int = 0.5):
         self.lambd = lambd
 
     def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -169,7 +169,7 @@ class Softshrink(Module):
         UsageError: lambd is negative.
     """
 
-    def __init__(self, lambd: float = 0.5):
+    def __init__(self, lambd: float | int = 0.5):
         if lambd < 0:
             raise UsageError(f"lambd must be at least 0, not {lambd}")
         self.lambd = lambd
@@ -185,7 +185,7 @@ class Hardtanh(Module):
         UsageError: min_val is not below max_val.
     """
 
-    def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False):
+    def __init__(self, min_val: float | int = -1.0, max_val: float | int = 1.0, inplace: bool = False):
         if min_val >= max_val:
             raise UsageError(f"min_val {min_val} must be below max_val {max_val}")
         self.min_val, self.max_val, self.inplace = min_val, max_val, inplace
@@ -217,7 +217,7 @@ class Hardswish(Module):
 class Softplus(Module):
     """log(1 + exp(beta * x)) / beta; x itself where beta * x is above the threshold. Any shape."""
 
-    def __init__(self, beta: float = 1.0, threshold: float = 20.0):
+    def __init__(self, beta: float | int = 1.0, threshold: float | int = 20.0):
         self.beta, self.threshold = beta, threshold
 
     def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -234,7 +234,7 @@ class Softsign(Module):
 class Threshold(Module):
     """x above the threshold, else the value. Any shape."""
 
-    def __init__(self, threshold: float, value: float, inplace: bool = False):
+    def __init__(self, threshold: float | int, value: float | int, inplace: bool = False):
         self.threshold, self.value, self.inplace = threshold, value, inplace
 
     def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -250,7 +250,7 @@ class PReLU(Module):
         DataError: in the call, another number of channels than slopes.
     """
 
-    def __init__(self, num_parameters: int = 1, init: float = 0.25, *, rngs: nnx.Rngs | None = None):
+    def __init__(self, num_parameters: int = 1, init: float | int = 0.25, *, rngs: nnx.Rngs | None = None):
         self.num_parameters = num_parameters
         self.weight = nnx.Param(jnp.full(num_parameters, init, float_dtype()))
 
@@ -273,7 +273,9 @@ class RReLU(Module):
         UsageError: lower is above upper.
     """
 
-    def __init__(self, lower: float = 1 / 8, upper: float = 1 / 3, inplace: bool = False, *, rngs: nnx.Rngs):
+    def __init__(
+        self, lower: float | int = 1 / 8, upper: float | int = 1 / 3, inplace: bool = False, *, rngs: nnx.Rngs
+    ):
         if lower > upper:
             raise UsageError(f"lower {lower} must not be above upper {upper}")
         self.lower, self.upper, self.inplace = lower, upper, inplace
