@@ -23,6 +23,7 @@ from jaxarch.convert import load_state_dict
 from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.parity.compare import BOUND, Arrays, compare, is_float, largest, leaves, structural_zeros
+from no_meaning import NO_MEANING
 from torch_axes import AXES, SAME, Axes
 
 MODES = ("eval", "train")
@@ -88,6 +89,12 @@ def samples(module: str, mode: str) -> list[Sample]:
             info, device="cpu", dtype=torch.float64, requires_grad=False, training=mode == "train"
         )
         return [_sample(module, i, s) for i, s in enumerate(inputs)]
+
+
+def reasons(sample: Sample) -> list[str]:
+    """Why a sample cannot hold here; nothing where it must."""
+    keys = [sample.module, *((sample.module, option) for option in sorted(sample.options()))]
+    return [NO_MEANING[k] for k in keys if k in NO_MEANING]
 
 
 def error_samples(module: str) -> list[tuple[Sample, Any]]:
