@@ -47,7 +47,7 @@ def source(run: Path, name: str, arguments: dict[str, Any], **options: Any) -> A
 
 def draw_forecast(run: Path) -> str:
     """The first three years of the test data, each forecast from the months before it."""
-    co2 = source(run, "co2", {"output_size": 12})
+    co2 = source(run, "co2", {"pred_steps": 12})
     model, series, cut, scale = model_of(run), *(co2.extra[k] for k in ("series", "cut", "scale"))
     months = [float(i) for i in range(-24, 36)]
     lines: Lines = {"measured": (months, list(series[cut - 24 : cut + 36]))}

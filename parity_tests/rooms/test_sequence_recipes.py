@@ -46,7 +46,7 @@ def few_texts(monkeypatch):
 
 
 def test_forecasts_that_need_no_learning(season):
-    source = load("co2", {"output_size": 14}, window=24, tested=40)
+    source = load("co2", {"pred_steps": 14}, window=24, tested=40)
     assert source.train["x"].shape == (83, 24, 1)
     assert source.test["target"].shape == (27, 14)
     # The tested months are the last 40, none of which is in a training window.
@@ -64,7 +64,7 @@ def test_forecasts_that_need_no_learning(season):
     np.testing.assert_allclose(errors["mae_seasonal"], (12 * 1.2 + 2 * 2.4) / 14, rtol=1e-4)
     assert errors["mae_last"] > errors["mae_drift"]
     with pytest.raises(DataError, match=r"lower train\.options\.window"):
-        load("co2", {"output_size": 12}, window=200)
+        load("co2", {"pred_steps": 12}, window=200)
 
 
 def test_the_forecaster_trains(season, tmp_path):

@@ -16,7 +16,7 @@ def load(*, arguments: Mapping[str, Any], window: int = 36, tested: int = 120) -
     """Windows of monthly means and what follows them; the last `tested` months are for testing alone.
 
     Windows are counted from their last value in standard deviations of the training months: x (N, window, 1), target
-    (N, H), with H the model's output_size; `scale` (N,) turns them back into parts per million. `extra` holds
+    (N, H), with H the model's pred_steps; `scale` (N,) turns them back into parts per million. `extra` holds
     the whole series and the first month of testing.
 
     Raises:
