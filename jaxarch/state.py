@@ -63,6 +63,11 @@ def rest_of(model: nnx.Module) -> Flat:
     return split(model).rest
 
 
+def set_by_call(model: nnx.Module, params: Flat) -> Flat:
+    """The parameters that a call has set in place, as an Embedding's `max_norm` does; `params` are those before."""
+    return {k: v for k, v in split(model).params.items() if k in params and v is not params[k]}
+
+
 class Stream(nnx.RngStream):
     """The keys of `nnx.RngStream`, counted without inspecting the sharding of the count.
 

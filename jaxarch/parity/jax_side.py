@@ -76,7 +76,7 @@ class JaxSide(Side):
     def vjp(self, cotangents: Arrays) -> Passed:
         """Outputs, and the vector-Jacobian product with the cotangents for every parameter and floating input."""
         kinds = self.pair.kinds
-        outputs, (d_params, d_floats), new_rest = self._run(self.params, self.rest, cotangents, False)
+        outputs, (d_params, d_floats), new_rest, _ = self._run(self.params, self.rest, cotangents, False)
         return Passed(
             {k: channels_first(v, self.pair.outputs) for k, v in outputs.items()},
             to_torch(self.pair.rows, d_params),
@@ -90,7 +90,8 @@ class JaxSide(Side):
         zeros = {r.path for r in rows if r.torch in exact_zeros}
         params, rest, opt_state = self.params, self.rest, self.optimizer.init(self.params)
         for _ in range(STEPS):
-            _, (grads, _), rest = self._run(params, rest, targets, True)
+            _, (grads, _), rest, changed = self._run(params, rest, targets, True)
+            params = {**params, **changed}
             grads = {k: jnp.zeros_like(g) if k in zeros else g for k, g in grads.items()}
             params, opt_state = self.optimizer.update(grads, opt_state, params)
         is_adam = lambda x: isinstance(x, OptimizerState)  # noqa: E731
@@ -135,7 +136,7 @@ class JaxSide(Side):
 
     def _run(
         self, params: Flat, rest: Flat, seeds: Arrays, as_targets: bool
-    ) -> tuple[Flat, tuple[Flat, Flat], Flat]:
+    ) -> tuple[Flat, tuple[Flat, Flat], Flat, Flat]:
         seeds_last = self._channels_last(seeds)
         return self._compiled(params, rest, self.floats, self.others, self.masks, seeds_last, as_targets)
 
@@ -148,13 +149,14 @@ class JaxSide(Side):
         masks: Masks,
         seeds: Flat,
         as_targets: jax.Array,
-    ) -> tuple[Flat, tuple[Flat, Flat], Flat]:
-        """Outputs, the gradients of parameters and floating inputs, and the remaining state after the call.
+    ) -> tuple[Flat, tuple[Flat, Flat], Flat, Flat]:
+        """Outputs, the gradients of parameters and floating inputs, the remaining state after the call, and the
+        parameters that the call has set.
 
         `seeds` are cotangents by output or, `as_targets`, the targets of a mean squared error.
         """
 
-        def forward(params: Flat, floats: Flat) -> tuple[Flat, tuple[Flat, Flat]]:
+        def forward(params: Flat, floats: Flat) -> tuple[Flat, tuple[Flat, Flat, Flat]]:
             model = state.merge(self.graph, params, rest)
             outputs = _outputs(model, {**floats, **others}, masks)
             for k, seed in seeds.items():
@@ -165,13 +167,13 @@ class JaxSide(Side):
                     )
             seeded = {k: v for k, v in outputs.items() if k in seeds}
             unseeded = {k: v for k, v in outputs.items() if k not in seeds}
-            return seeded, (unseeded, state.rest_of(model))
+            return seeded, (unseeded, state.rest_of(model), state.set_by_call(model, params))
 
-        seeded, pullback, (unseeded, new_rest) = jax.vjp(forward, params, floats, has_aux=True)
+        seeded, pullback, (unseeded, new_rest, changed) = jax.vjp(forward, params, floats, has_aux=True)
         cotangents = {
             k: jnp.where(as_targets, (v - seeds[k]) * (2 / v.size), seeds[k]) for k, v in seeded.items()
         }
-        return {**seeded, **unseeded}, pullback(cotangents), new_rest
+        return {**seeded, **unseeded}, pullback(cotangents), new_rest, changed
 
     def _channels_last(self, outputs: Arrays) -> Flat:
         return {k: jnp.asarray(channels_last(v, self.pair.outputs)) for k, v in outputs.items()}

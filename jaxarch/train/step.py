@@ -13,7 +13,7 @@ from flax import nnx
 from jaxarch.autodiff.monitor import AutogradMonitor
 from jaxarch.errors import UsageError
 from jaxarch.nn import accumulation_dtype
-from jaxarch.state import Flat, merge, rest_of, split
+from jaxarch.state import Flat, merge, rest_of, set_by_call, split
 from jaxarch.train.tasks import Batch, Task, Update
 
 if TYPE_CHECKING:  # type checkers know the standard library's decorator, not chex's
@@ -95,12 +95,13 @@ def make_train_step(
 
     def grads_of_part(
         update: Update, trainable: Flat, params: Flat, rest: Flat, batch: Batch, step: jax.Array
-    ) -> tuple[Flat, Metrics, Flat]:
-        """(grads, metrics, the remaining state) of a batch, or of one part of it."""
+    ) -> tuple[Flat, Metrics, Flat, Flat]:
+        """(grads, metrics, what the call changed of parameters, the remaining state) of a batch or a part of it."""
 
-        def loss_fn(trainable: Flat) -> tuple[jax.Array, tuple[Metrics, Flat]]:
+        def loss_fn(trainable: Flat) -> tuple[jax.Array, tuple[Metrics, Flat, Flat]]:
             full_params = {**params, **trainable}
-            model = merge(graph, cast_to_bfloat16(full_params) if mixed_precision else full_params, rest)
+            full_params = cast_to_bfloat16(full_params) if mixed_precision else full_params
+            model = merge(graph, full_params, rest)
             watch: Any = monitor.watch(model, step) if monitor else contextlib.nullcontext()
             with watch as zero_activations:
                 loss = update.loss(model, cast_to_bfloat16(batch) if mixed_precision else batch)
@@ -108,32 +109,35 @@ def make_train_step(
             loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
             if monitor:
                 metrics = {**metrics, "monitor": {"zero_activations": zero_activations}}
-            return loss.astype(accumulation_dtype(loss.dtype)), (metrics, rest_of(model))
+            changes = {k: v - full_params[k] for k, v in set_by_call(model, full_params).items()}
+            return loss.astype(accumulation_dtype(loss.dtype)), (metrics, changes, rest_of(model))
 
-        (loss, (metrics, rest)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-        return grads, {"loss": loss, **metrics}, rest
+        (loss, (metrics, changes, rest)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        return grads, {"loss": loss, **metrics}, changes, rest
 
     def compute_grads(
         update: Update, trainable: Flat, params: Flat, rest: Flat, batch: Batch, step: jax.Array
-    ) -> tuple[Flat, Metrics, Flat]:
-        """(grads, metrics, the remaining state), accumulated over the parts of the batch."""
+    ) -> tuple[Flat, Metrics, Flat, Flat]:
+        """(grads, metrics, changes, the remaining state), accumulated over the parts of the batch."""
         if accumulate == 1:
             return grads_of_part(update, trainable, params, rest, batch, step)
         # Part i holds rows i, i + k, ...: each device contributes rows to every part.
         parts = {k: v.reshape(-1, accumulate, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
         first = {k: v[0] for k, v in parts.items()}
-        grads, metrics, rest = grads_of_part(update, trainable, params, rest, first, step)
+        grads, metrics, changes, rest = grads_of_part(update, trainable, params, rest, first, step)
 
-        def add(carry: tuple[Flat, Metrics, Flat], part: Batch) -> tuple[tuple[Flat, Metrics, Flat], None]:
-            *sums, rest = carry
-            *terms, rest = grads_of_part(update, trainable, params, rest, part, step)
+        def add(carry: Any, part: Batch) -> tuple[Any, None]:
+            *sums, changes, rest = carry
+            *terms, new_changes, rest = grads_of_part(update, trainable, params, rest, part, step)
             grads, metrics = jax.tree.map(jnp.add, sums, terms)
-            return (grads, metrics, rest), None
+            # Parts begin at the same parameters: where two change one, both change it alike.
+            changes = jax.tree.map(lambda a, b: jnp.where(a != 0, a, b), changes, new_changes)
+            return (grads, metrics, changes, rest), None
 
         others = {k: v[1:] for k, v in parts.items()}
-        (grads, metrics, rest), _ = jax.lax.scan(add, (grads, metrics, rest), others)
+        (grads, metrics, changes, rest), _ = jax.lax.scan(add, (grads, metrics, changes, rest), others)
         grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
-        return grads, metrics, rest
+        return grads, metrics, changes, rest
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step, params, rest, opt_state = state.step, state.params, state.rest, dict(state.opt_state)
@@ -146,9 +150,11 @@ def make_train_step(
                     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), draws)
                     update_batch, draws = task.draw(key, batch), draws + 1
                 trainable = trainable_params(params, update)
-                grads, update_metrics, rest = compute_grads(
+                grads, update_metrics, changes, rest = compute_grads(
                     update, trainable, params, rest, update_batch, step
                 )
+                params = {**params, **{k: params[k] + v.astype(params[k].dtype) for k, v in changes.items()}}
+                trainable = {k: params[k] for k in trainable}
                 updates, opt_state[name] = optimizers[name].update(grads, opt_state[name], trainable)
                 new_params = optax.apply_updates(trainable, updates)
                 if update.bound:

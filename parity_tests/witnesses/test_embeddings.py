@@ -3,14 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
 from torch import nn as tnn
 
-from jaxarch import nn
+from comparison import JaxCall, TorchCall
+from jaxarch import nn, state
 from jaxarch.convert import load_state_dict, to_state_dict
 from jaxarch.errors import DataError, UsageError
+from jaxarch.parity import check
+from jaxarch.train import step, tasks
 
 RNGS = nnx.Rngs(0)
 IDS = np.array([4, 2, 2, 0, 5, 3, 2, 6, 1])
@@ -108,6 +112,57 @@ def test_weights_of_a_bag_get_a_gradient():
     y, pullback = jax.vjp(lambda w: ours(jnp.asarray(IDS), jnp.asarray(OFFSETS), w), jnp.asarray(weights))
     np.testing.assert_allclose(y, expected.detach().numpy(), atol=1e-14)
     np.testing.assert_allclose(pullback(jnp.asarray(cotangent))[0], tensor.grad.numpy(), atol=1e-14)
+
+
+def test_parity_trains_from_the_shortened_rows_too(monkeypatch):
+    theirs, ours = pair("Embedding", (7, 5), {"max_norm": 1.1})
+    unnamed = lambda layer, x: layer(x)  # noqa: E731
+    result = check(TorchCall(theirs, unnamed), JaxCall(ours, unnamed), {"x": IDS})
+    assert result.ok, result.detail
+    monkeypatch.setattr(state, "set_by_call", lambda model, params: {})  # a fault
+    assert not check(TorchCall(theirs, unnamed), JaxCall(ours, unnamed), {"x": IDS}).ok
+
+
+class Classifier(nnx.Module):
+    """Logits from a table whose rows a call shortens."""
+
+    def __init__(self):
+        self.table = nn.Embedding(7, 5, max_norm=1.1, rngs=RNGS)
+        self.head = nn.Linear(5, 3, rngs=RNGS)
+
+    def __call__(self, x):
+        return self.head(self.table(x))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_starts_from_the_rows_that_the_call_shortened(accumulate):
+    torch.manual_seed(0)
+    theirs = tnn.ModuleDict({"table": tnn.Embedding(7, 5, max_norm=1.1), "head": tnn.Linear(5, 3)}).double()
+    ours = Classifier()
+    load_state_dict(ours, theirs.state_dict())
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.5)
+    graph, params, rest = state.split(ours)
+    sgd = optax.sgd(0.5)
+    advance = step.make_train_step(graph, tasks.task("classification"), sgd, accumulate=accumulate)
+    now = step.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        rest=rest,
+        opt_state={"model": sgd.init(params)},
+        ema_params={},
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        x, label = rng.integers(0, 7, 4), rng.integers(0, 3, 4)
+        optimizer.zero_grad()
+        logits = theirs["head"](theirs["table"](torch.from_numpy(x)))
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(label)).backward()
+        optimizer.step()
+        now, _ = advance(now, {"x": jnp.asarray(x), "label": jnp.asarray(label)})
+        for key, value in theirs.state_dict().items():
+            ours_value = np.asarray(now.params[key])
+            expected = value.numpy().T if key == "head.weight" else value.numpy()
+            np.testing.assert_allclose(ours_value, expected, atol=1e-13, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["Embedding", "EmbeddingBag"])
