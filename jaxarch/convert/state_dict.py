@@ -1,6 +1,6 @@
 """A torch state_dict into an nnx model and out of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,14 +29,7 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
         ConversionError: keys are missing or unexpected (the nearest names are given), or a shape or kind
             of dtype differs.
     """
-    leaves = state.flat(nnx.state(model))
-    problems: list[str] = []
-    values = {}
-    for path, tensor in fitted(layout(model), state_dict, leaves).items():
-        values[path] = _placed(path, tensor, leaves[path], problems)
-    if problems:
-        raise mismatch(problems)
-    state.update(model, values)
+    state.update(model, placed(layout(model), state_dict, state.flat(nnx.state(model))))
 
 
 def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -119,21 +112,39 @@ def fitted(rows: Iterable[Row], tensors: Mapping[str, Any], like: Mapping[str, A
     return values
 
 
+def placed(rows: Iterable[Row], tensors: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Torch's tensors as path -> array in JAX's layout, in the dtypes and with the shardings of the leaves of `like`.
+
+    Each device is given its own part, of which alone the bytes are read where `tensors` are not loaded.
+
+    Args:
+        like: arrays, or abstract ones that may have a sharding.
+
+    Raises:
+        ConversionError: names, shapes or kinds of dtypes differ, or numbers do not fit.
+    """
+    problems: list[str] = []
+
+    def fitting(path: str) -> Callable[[np.ndarray], np.ndarray]:
+        def function(value: np.ndarray) -> np.ndarray:
+            result, lost = cast(path, value, like[path].dtype)
+            problems.extend(lost)
+            return result
+
+        return function
+
+    values = {}
+    for path, tensor in fitted(rows, tensors, like).items():
+        leaf, tensor = like[path], tensor.map(like[path].dtype, fitting(path))
+        is_placed = leaf.committed if isinstance(leaf, jax.Array) else leaf.sharding is not None
+        values[path] = place(tensor, leaf.sharding) if is_placed else jnp.asarray(tensor.read())
+    if problems:
+        raise mismatch(sorted(set(problems)))
+    return values
+
+
 def _tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else Tensor.of(as_numpy(value))
-
-
-def _placed(path: str, tensor: Tensor, leaf: Any, problems: list[str]) -> jax.Array:
-    """A tensor in the dtype of a leaf and sharded as it is; what does not fit is added to `problems`."""
-
-    def fitting(value: np.ndarray) -> np.ndarray:
-        result, lost = cast(path, value, leaf.dtype)
-        problems.extend(lost)
-        return result
-
-    tensor = tensor.map(leaf.dtype, fitting)
-    is_placed = isinstance(leaf, jax.Array) and leaf.committed
-    return place(tensor, leaf.sharding) if is_placed else jnp.asarray(tensor.read())
 
 
 def _is_flax_counter(key: str, names: set[str]) -> bool:

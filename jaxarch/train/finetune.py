@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 
 from jaxarch.convert import hub
 from jaxarch.convert.hub_names import FAMILIES, Family
 from jaxarch.convert.layout import layout
-from jaxarch.convert.state_dict import from_torch
+from jaxarch.convert.state_dict import placed
 from jaxarch.errors import ConversionError, UsageError, unknown
 from jaxarch.peft import Frozen, apply_lora
 from jaxarch.state import Flat, flat, join
@@ -21,13 +22,20 @@ ADAPTERS = ("match", "train", *list(inspect.signature(apply_lora).parameters)[2:
 FREE = ("num_labels", "problem_type", "initializer_range", "output_hidden_states", "output_attentions")
 
 
-def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping[str, Any]) -> Flat:
+def starting_weights(
+    init: str,
+    model: nnx.Module,
+    name: str,
+    arguments: Mapping[str, Any],
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> Flat:
     """The weights of a Hugging Face folder by the paths of `model`; heads that the folder lacks are left out.
 
     Args:
         init: the folder, see `hub.folder_of`.
         model: an architecture of the Hub, abstract or not, without adapters.
         arguments: its arguments, which must agree with the folder's config.json.
+        shardings: of the arrays to return, by path; each device reads its own parts.
 
     Raises:
         UsageError: as `folder_of`; `name` is not on the Hub; an argument differs from the folder's.
@@ -38,12 +46,17 @@ def starting_weights(init: str, model: nnx.Module, name: str, arguments: Mapping
         if key not in FREE and "drop" not in key and arguments[key] != value:
             raise UsageError(f"{init} has {key} {value}, the model {arguments[key]}: set model.{key}={value}")
     rows, like = layout(model), flat(nnx.state(model))
-    tensors = {k: t.read() for k, t in folder.fitted({r.torch for r in rows}).tensors.items()}
+    tensors = folder.fitted({r.torch for r in rows}).tensors
     heads = FAMILIES.get(folder.config["model_type"], Family()).heads
     rows = [r for r in rows if r.torch in tensors or not re.match(heads, r.torch)]
     if not rows:
         raise ConversionError(f"{init} holds none of the weights of {name}")
-    return from_torch(rows, tensors, {r.path: like[r.path] for r in rows})  # type: ignore[return-value]
+    leaves = {r.path: _sharded(like[r.path], (shardings or {}).get(r.path)) for r in rows}
+    return placed(rows, tensors, leaves)
+
+
+def _sharded(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def adapt(model: nnx.Module, adapters: Mapping[str, Any], rngs: nnx.Rngs) -> None:

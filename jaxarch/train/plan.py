@@ -133,7 +133,11 @@ def prepare(
         if not filled.init:
             return create_sharded({})
         bare = nnx.eval_shape(lambda: catalog.create_model(name, filled.variant, **overrides))
-        return create_sharded(finetune.starting_weights(filled.init, bare, name, arguments))
+        return create_sharded(
+            finetune.starting_weights(
+                filled.init, bare, name, arguments, weight_shardings(bare, device_mesh, name)
+            )
+        )
 
     return Run(
         name=name,
@@ -149,6 +153,16 @@ def prepare(
         abstract=abstract,
         init=init,
     )
+
+
+def weight_shardings(model: nnx.Module, mesh: Mesh, name: str) -> dict[str, NamedSharding]:
+    """The sharding of each parameter and buffer of an architecture by its path, before adapters and wrappers."""
+    _, params, rest = split(model)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return {
+        **dict.fromkeys(rest, replicated),
+        **param_shardings(params, mesh, catalog.page(name).sharding),
+    }
 
 
 def placement(abstract: TrainState, mesh: Mesh, exceptions: Mapping[str, Axes]) -> TrainState:

@@ -9,9 +9,12 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from jaxarch import state
 from jaxarch.catalog import create_model
+from jaxarch.convert import load_state_dict, to_state_dict
 from jaxarch.convert.checkpoint_folder import ARRAYS, create_checkpoint, open_checkpoint
 from jaxarch.convert.files import read_tensors, write_tensors
 from jaxarch.convert.orbax import OrbaxReader, check_folder_names, orbax_places
@@ -184,6 +187,33 @@ def test_each_device_reads_its_own_shards(arrays):
         assert read == expected
         assert placed.sharding.spec == parts
         np.testing.assert_array_equal(placed, value)
+
+
+def test_a_sharded_model_loads_its_shards_and_keeps_them():
+    model, other = (create_model("mlp", "tiny", rngs=i) for i in range(2))
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    weights, read = to_state_dict(other), {}
+
+    def counted(name, value):
+        def view(index):
+            read.setdefault(name, []).append(value[index].nbytes)
+            return value[index]
+
+        return Tensor(TensorInfo.of(value), view)
+
+    leaves = state.flat(nnx.state(model, nnx.Param))
+    spec = jax.sharding.PartitionSpec
+    shardings = {
+        k: jax.sharding.NamedSharding(mesh, spec("fsdp") if v.shape[0] % 4 == 0 else spec())
+        for k, v in leaves.items()
+    }
+    state.update(model, {k: jax.device_put(v, shardings[k]) for k, v in leaves.items()})
+    load_state_dict(model, {k: counted(k, v) for k, v in weights.items()})
+    for k, v in state.flat(nnx.state(model, nnx.Param)).items():
+        assert v.sharding == shardings[k], k
+        assert read[k] == ([v.nbytes // 4] * 4 if v.shape[0] % 4 == 0 else [v.nbytes]), k
+    assert_same(to_state_dict(model), weights)
+    assert any(s.spec for s in shardings.values())
 
 
 # -------------------------------------------------------------------------------------------- without x64
