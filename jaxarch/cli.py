@@ -86,13 +86,36 @@ def build_parser() -> Parser:
     sub.add_argument("--html", metavar="FILE", help="write a report")
 
     sub = command("convert", "Convert weights and runs between torch, safetensors, orbax and Hugging Face.")
-    text = "a weight file, a run or checkpoint folder, or hf:FOLDER"
+    text = "a weight file, a run or checkpoint folder, hf:FOLDER or hf:ORG/NAME@REVISION"
     sub.add_argument("source", metavar="SRC", help=text)
     sub.add_argument("target", metavar="DST", help="a weight file, a new folder, or hf:FOLDER")
-    sub.add_argument("--model", metavar="NAME", help="default: what the source says it holds")
+    text = "an architecture, or the path of a page of yours; default: what the source says it holds"
+    sub.add_argument("--model", metavar="NAME", help=text)
     sub.add_argument("--variant", metavar="V", help="default: the one the source or its page names")
+    text = "a constructor argument that differs from the variant's, such as n_embd=1024"
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     text = "of a run: the exponential moving average of its weights (train.ema)"
     sub.add_argument("--average", action="store_true", help=text)
+    text = "of names in the source, such as module. or _orig_mod."
+    sub.add_argument("--strip-prefix", metavar="P", help=text)
+    text = "rules from the source's names to the model's (docs/conversion.md)"
+    sub.add_argument("--rename", metavar="RULES.toml", help=text)
+    text = "rules whose torch side are the target's names; applied backwards"
+    sub.add_argument("--rename-back", metavar="RULES.toml", help=text)
+    text = "names that the source may lack; in a checkpoint they are initialised"
+    sub.add_argument("--allow-missing", action="append", default=[], metavar="GLOB", help=text)
+    text = "names that the model lacks; they are dropped and named"
+    sub.add_argument("--allow-unexpected", action="append", default=[], metavar="GLOB", help=text)
+    text = "cast floats, to the nearest, ties to even; default: every tensor keeps its dtype"
+    sub.add_argument("--dtype", choices=("bf16", "f16", "f32"), help=text)
+    text = "the most bytes of a safetensors file; default: one file, in hf: folders 5GB"
+    sub.add_argument("--shard-size", metavar="SIZE", help=text)
+    sub.add_argument("--force", action="store_true", help="overwrite the target")
+    text = "read the target back and compare it with the source"
+    sub.add_argument("--verify", action="store_true", help=text)
+    text = "say what would be written, and write nothing"
+    sub.add_argument("--dry-run", action="store_true", help=text)
+    sub.add_argument("--json", metavar="FILE", nargs="?", const="-", help=JSON_HELP)
 
     sub = command("train", "Train a model by its page's recipe.")
     sub.add_argument("name", metavar="NAME")

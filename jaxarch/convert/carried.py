@@ -17,9 +17,11 @@ from jaxarch.files import first_line, write_whole
 # Where a checkpoint of ours keeps them.
 FOLDER = "hub"
 MAX_FILE, MAX_TOTAL, MAX_FILES = 64 << 20, 256 << 20, 200
-_TEXTS = re.compile(
-    r"(?i)(.*\.(json|txt|md|model|jinja|tiktoken|vocab|bpe|merges)|(licen[cs]e|notice|copying|readme|use_policy).*)"
-)
+_SUFFIXES = ("json", "txt", "md", "model", "jinja", "tiktoken", "vocab", "bpe", "merges")
+_PREFIXES = ("license", "licence", "notice", "copying", "readme", "use_policy")
+_TEXTS = re.compile(rf"(?i)(.*\.({'|'.join(_SUFFIXES)})|({'|'.join(_PREFIXES)}).*)")
+# The same for huggingface-hub, which tells capitals from small letters.
+TEXT_PATTERNS = (*(f"*.{s}" for s in _SUFFIXES), *(f"{p.upper()}*" for p in _PREFIXES))
 _NAME = re.compile(r"[\w][\w.+-]*(/[\w][\w.+-]*)?")
 _CODE = (".py", ".pyc", ".so", ".ipynb", ".sh")
 _WEIGHTS = re.compile(

@@ -42,6 +42,11 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         ConversionError: the file is missing, damaged, of an unknown kind, or holds something else than a
             state_dict of tensors.
+
+    Example:
+        >>> weights = read_tensors("model.pt")
+        >>> weights["fc.weight"].shape
+        (10, 512)
     """
     with open_tensors(path) as reader:
         return {name: reader.read(name) for name in reader.infos}
@@ -62,6 +67,9 @@ def write_tensors(
 
     Raises:
         ConversionError: unknown kind of file, or the file could not be written.
+
+    Example:
+        >>> write_tensors("model.safetensors", weights, {"step": "100"}, shard_bytes=5 * 10**9)
     """
     infos = {k: TensorInfo.of(v) for k, v in tensors.items()}
     with create_tensors(path, infos, metadata, shard_bytes=shard_bytes) as writer:
@@ -79,6 +87,10 @@ def open_tensors(path: str | os.PathLike) -> TensorReader:
 
     Raises:
         ConversionError: as `read_tensors`.
+
+    Example:
+        >>> with open_tensors("model.safetensors.index.json") as reader:
+        ...     rows = reader.read("fc.weight", (slice(0, 2),))  # only these are read
     """
     path = Path(path)
     if (path / dcp_folder.METADATA).is_file():
@@ -99,6 +111,12 @@ def open_tensors(path: str | os.PathLike) -> TensorReader:
     return reader if manifest is None else VerifiedReader(reader, manifest, path)
 
 
+def holds_tensors(folder: Path) -> bool:
+    """Whether a folder is of a kind that `open_tensors` reads."""
+    names = (*ENTRIES, dcp_folder.METADATA, peft_folder.CONFIG)
+    return folder.is_dir() and (any((folder / n).is_file() for n in names) or is_orbax(folder))
+
+
 def create_tensors(
     path: str | os.PathLike,
     infos: Mapping[str, TensorInfo],
@@ -117,6 +135,12 @@ def create_tensors(
     Raises:
         ConversionError: unknown kind of file, no room for it, or another process is writing it.
         UsageError: a torch file without torch installed.
+
+    Example:
+        >>> with create_tensors("half.safetensors", {"a": TensorInfo("F32", (1000, 4))}) as writer:
+        ...     for block in blocks:  # of rows, in order
+        ...         writer.write("a", block)
+        ...     writer.finish()
     """
     path = Path(path)
     if path.suffix == ".safetensors":

@@ -5,10 +5,11 @@ those on disk. Nothing in a folder is trusted: an index names files beside it, b
 """
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -39,6 +40,8 @@ SHARD_BYTES = 5 * 10**9
 class HubFolder:
     """The contents of a folder: the architecture and its arguments, the whole config.json, the tensors on disk.
 
+    A context manager, which closes the weights.
+
     Attributes:
         carried: what lies beside the weights.
     """
@@ -67,6 +70,16 @@ class HubFolder:
         return hub_names.fit(
             self.tensors, needed, kind=kind, base=base, metadata=self.reader.metadata, where=self.path
         )
+
+    def close(self) -> None:
+        """Close the weights."""
+        self.reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def code_keys(self) -> list[str]:
         """The keys of config.json that name code; they are not kept."""
@@ -105,8 +118,12 @@ def read_hub(path: str | Path, model: str | None = None) -> HubFolder:
         raise ConversionError(f"{path}: no such folder; hf:ORG/NAME@REVISION downloads one from the Hub")
     name, arguments, config = read_config(path, model)
     reader = open_tensors(path)
-    count = sum(int(np.prod(i.shape, dtype=object)) for i in reader.infos.values())
-    check_sizes(arguments, reader.infos, count, path)
+    try:
+        count = sum(math.prod(i.shape) for i in reader.infos.values())
+        check_sizes(arguments, reader.infos, count, path)
+    except ConversionError:
+        reader.close()
+        raise
     return HubFolder(path, name, arguments, config, reader, survey(path))
 
 

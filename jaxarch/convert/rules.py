@@ -128,6 +128,11 @@ class Rules:
         """The way back."""
         return Rules(tuple(r.inverse() for r in self.rules), self.keep)
 
+    def number(self, name: str) -> int:
+        """The number of the rule that takes a name of the source side, counted from 0; their count if none does."""
+        takes = (any(t.match(name) is not None for t in r.sources) for r in self.rules)
+        return next((i for i, taken in enumerate(takes) if taken), len(self.rules))
+
     def bind(self, shapes: Mapping[str, Shape]) -> list[Binding]:
         """Which rule has which of the names.
 

@@ -28,6 +28,10 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     Raises:
         ConversionError: keys are missing or unexpected (the nearest names are given), or a shape or kind
             of dtype differs.
+
+    Example:
+        >>> model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        >>> load_state_dict(model, torch.nn.Linear(4, 3).state_dict())
     """
     state.update(model, placed(layout(model), state_dict, state.flat(nnx.state(model))))
 
@@ -36,6 +40,10 @@ def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     """Every weight and buffer of `model` as numpy arrays by torch's keys, in torch's layout.
 
     Without x64 JAX has no integers of 64 bits: there those of 32 bits become torch's default, int64.
+
+    Example:
+        >>> tensors = {k: torch.from_numpy(v) for k, v in to_state_dict(model).items()}
+        >>> torch_model.load_state_dict(tensors, strict=True)
     """
     arrays = to_torch(layout(model), state.flat(nnx.state(model)))
     if jax.config.read("jax_enable_x64"):

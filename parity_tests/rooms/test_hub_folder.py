@@ -49,11 +49,11 @@ def test_every_page_of_the_hub_has_what_config_json_needs(tmp_path):
         arguments = catalog.arguments(name, variant)
         weights = random_weights(name, variant)
         write_hub(tmp_path / name, name, arguments, weights)
-        folder = read_hub(tmp_path / name)
-        assert folder.name == name
-        assert folder.arguments == arguments
-        tensors = folder.fitted(set(weights)).tensors
-        assert all(tensors[k].read().tobytes() == v.tobytes() for k, v in weights.items())
+        with read_hub(tmp_path / name) as folder:
+            assert folder.name == name
+            assert folder.arguments == arguments
+            tensors = folder.fitted(set(weights)).tensors
+            assert all(tensors[k].read().tobytes() == v.tobytes() for k, v in weights.items())
         assert config_class(name).model_type == folder.config["model_type"]
 
 
@@ -146,8 +146,8 @@ def test_links_into_the_cache_of_the_hub(folder, tmp_path):
 
 def test_keys_that_name_code_are_not_kept(folder, tmp_path):
     edit(folder, auto_map={"AutoModel": "modeling_own.Own"}, id2label={"0": "a"})
-    hub = read_hub(folder)
-    assert hub.code_keys() == ["auto_map"]
+    with read_hub(folder) as hub:
+        assert hub.code_keys() == ["auto_map"]
     weights = read_tensors(folder / "model.safetensors")
     write_hub(tmp_path / "again", "gpt2", hub.arguments, weights, hub.config)
     config = json.loads((tmp_path / "again" / "config.json").read_text())
@@ -184,6 +184,8 @@ def test_tied_weights_of_save_model(tmp_path):
     (tmp_path / "hub" / "checksums.json").unlink()
     file.unlink()
     write_tensors(file, weights, {"lm_head.weight": "transformer.wte.weight"})
-    fitted = read_hub(tmp_path / "hub").fitted({*weights, "lm_head.weight"})
-    assert fitted.tied == {"lm_head.weight": "transformer.wte.weight"}
-    assert fitted.tensors["lm_head.weight"].read().tobytes() == weights["transformer.wte.weight"].tobytes()
+    with read_hub(tmp_path / "hub") as hub:
+        fitted = hub.fitted({*weights, "lm_head.weight"})
+        assert fitted.tied == {"lm_head.weight": "transformer.wte.weight"}
+        restored = fitted.tensors["lm_head.weight"].read()
+    assert restored.tobytes() == weights["transformer.wte.weight"].tobytes()

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import re
+import tomllib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -267,6 +270,14 @@ def test_templates_and_regular_expressions():
     for pattern in (r"a.b", r"(a|b)", r"h\.\d+", r"(x)*"):
         with pytest.raises(UsageError, match="cannot be inverted"):
             from_regex(pattern, "b")
+
+
+def test_the_examples_of_the_documentation_are_rules():
+    text = (Path(__file__).parents[2] / "docs" / "conversion.md").read_text()
+    blocks = [b for b in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[[rule]]" in b]
+    assert len(blocks) == 4
+    for block in blocks:
+        parse_rules(tomllib.loads(block), {"heads": 3, "n_positions": 4})
 
 
 def test_a_file_of_rules(tmp_path):

@@ -115,10 +115,10 @@ def fitted(hub, needed):
 
 def loaded(folder):
     """The twins with the weights of a Hugging Face folder, in eval mode."""
-    hub = read_hub(folder)
-    variant = next(iter(catalog.page(hub.name).variants))
-    theirs = catalog.create_model(hub.name, variant, package="torchref", **hub.arguments).double().eval()
-    tensors, left = fitted(hub, set(theirs.state_dict()))
+    with read_hub(folder) as hub:
+        variant = next(iter(catalog.page(hub.name).variants))
+        theirs = catalog.create_model(hub.name, variant, package="torchref", **hub.arguments).double().eval()
+        tensors, left = fitted(hub, set(theirs.state_dict()))
     assert not left
     theirs.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()})
     ours = unweighted(lambda: catalog.create_model(hub.name, variant, **hub.arguments))
@@ -263,10 +263,10 @@ def test_masked_words_loss(tmp_path):
 
 def weights(folder, name=None):
     """(the tensors that a folder's model needs, the keys it does not)"""
-    hub = read_hub(folder, name)
-    built = nnx.eval_shape(lambda: catalog.create_model(hub.name, "tiny", **hub.arguments))
-    needed = set(state.flat(nnx.state(built, nnx.Param)))
-    tensors, left = fitted(hub, needed)
+    with read_hub(folder, name) as hub:
+        built = nnx.eval_shape(lambda: catalog.create_model(hub.name, "tiny", **hub.arguments))
+        needed = set(state.flat(nnx.state(built, nnx.Param)))
+        tensors, left = fitted(hub, needed)
     assert tensors.keys() == needed
     return tensors, left
 
@@ -301,7 +301,8 @@ def test_every_form_of_a_folder_gives_the_same_weights(name, tmp_path):
     # What torch holds in memory: tied tensors twice, ViT under other names.
     memory = {k: v.numpy() for k, v in model.state_dict().items()}
     assert equal(weights(write_folder(tmp_path / "memory", memory, config))[0], want)
-    arguments = read_hub(tmp_path / "hub").arguments
+    with read_hub(tmp_path / "hub") as hub:
+        arguments = hub.arguments
     write_hub(tmp_path / "ours", name, arguments, want, config, shard_bytes=3000)
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
     again = read_back(name, tmp_path / "ours").state_dict()
@@ -320,7 +321,8 @@ def test_gpt2_without_a_prefix_renamed_and_untied(tmp_path):
     renamed = {**config, "num_attention_heads": config["n_head"]}
     del renamed["n_head"]
     folder = write_folder(tmp_path / "renamed", want, renamed)
-    assert read_hub(folder).arguments["n_head"] == config["n_head"]
+    with read_hub(folder) as hub:
+        assert hub.arguments["n_head"] == config["n_head"]
     untied = {**want, "lm_head.weight": want["transformer.wte.weight"] + 1}
     with pytest.raises(ConversionError, match=r"lm_head\.weight differs from transformer\.wte\.weight"):
         weights(write_folder(tmp_path / "untied", untied, config))
@@ -394,7 +396,7 @@ def test_folders_that_are_wrong_are_refused(tmp_path):
         assert_refused("config.json", *case)
     with pytest.raises(ConversionError, match="no such folder"):
         convert(f"hf:{tmp_path / 'absent'}", str(tmp_path / "out"))
-    with pytest.raises(ConversionError, match="exists: choose a new folder"):
+    with pytest.raises(ConversionError, match="exists: choose a new name, or --force"):
         convert(f"hf:{tmp_path / 'good'}", f"hf:{tmp_path / 'good'}")
 
 
