@@ -117,6 +117,21 @@ def build_parser() -> Parser:
     sub.add_argument("--dry-run", action="store_true", help=text)
     sub.add_argument("--json", metavar="FILE", nargs="?", const="-", help=JSON_HELP)
 
+    sub = command(
+        "push", "Write a model as a Hugging Face folder with a model card, or upload it to the Hub."
+    )
+    text = "a weight file, a run or checkpoint folder, or hf:FOLDER"
+    sub.add_argument("source", metavar="SRC", help=text)
+    sub.add_argument("repo", metavar="ORG/NAME", nargs="?", help="default: nothing is uploaded")
+    sub.add_argument("--folder", metavar="DIR", help="a new folder to keep; default: a temporary one")
+    sub.add_argument("--model", metavar="NAME", help="default: what the source says it holds")
+    sub.add_argument("--variant", metavar="V", help="default: the one the source or its page names")
+    text = "figures for the card, of jaxarch parity NAME --json FILE; default: it says unverified"
+    sub.add_argument("--parity", metavar="FILE", help=text)
+    sub.add_argument("--revision", metavar="BRANCH", help="default: the main branch")
+    sub.add_argument("--private", action="store_true", help="if the model is new, make it private")
+    sub.add_argument("--shard-size", metavar="SIZE", help="the most bytes of a file; default: 5GB")
+
     sub = command("train", "Train a model by its page's recipe.")
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--variant", metavar="V", help="default: the one its page trains")
