@@ -117,6 +117,19 @@ def build_parser() -> Parser:
     sub.add_argument("--dry-run", action="store_true", help=text)
     sub.add_argument("--json", metavar="FILE", nargs="?", const="-", help=JSON_HELP)
 
+    sub = command("inspect", "List the tensors of a file or folder of any format; none is loaded.")
+    sub.add_argument("path", metavar="PATH", help="a weight file, the index of its shards, or a folder")
+    sub.add_argument("--verify", action="store_true", help="read all and compare with the recorded hashes")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command("diff", "Compare two checkpoints of any formats, tensor by tensor; 1 if they differ.")
+    sub.add_argument("a", metavar="A", help="a weight file, the index of its shards, or a folder")
+    sub.add_argument("b", metavar="B", help="likewise")
+    text = "absolute difference that counts as none; default: 0, every bit counts"
+    sub.add_argument("--atol", type=float, default=0.0, metavar="X", help=text)
+    sub.add_argument("--ignore-dtype", action="store_true", help="another dtype alone is no difference")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
     sub = command(
         "push", "Write a model as a Hugging Face folder with a model card, or upload it to the Hub."
     )

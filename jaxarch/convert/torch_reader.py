@@ -106,6 +106,16 @@ class TorchReader:
         """A tensor, or a part of it; only the bytes of that part are read."""
         return part_of(self._file, self._places[name], full_index(index, self.infos[name].shape), self.path)
 
+    @property
+    def ties(self) -> dict[str, str]:
+        """Tensors that are the same bytes as one before them, and that one."""
+        first: dict[Place, str] = {}
+        repeated = {}
+        for name, place in self._places.items():
+            if (original := first.setdefault(place, name)) != name and place.nbytes:
+                repeated[name] = original
+        return repeated
+
     def close(self) -> None:
         """Release the file."""
         self._file.close()
