@@ -5,21 +5,16 @@ Devlin et al. 2018, arXiv:1810.04805.
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxarch import nn
-from jaxarch.errors import DataError
 
 
 class BertForSequenceClassification(nn.Module):
     """BertModel's inputs -> {"logits" (B, num_labels)}; with labels also "loss"; states and weights on request.
 
-    The problem is the config's or, as in Hugging Face's model, inferred from the labels: one label is a
-    regression (floats (B,) or (B, 1), squared error), integers (B,) are classes (cross-entropy, -100 does not
-    count), floats (B, num_labels) are labels that may hold together (binary cross-entropy).
+    The problem is the config's or inferred from the labels: see `nn.classification_loss`.
 
     Raises:
         UsageError, DataError: as `BertModel`, and for labels that do not fit the problem.
@@ -55,20 +50,9 @@ class BertForSequenceClassification(nn.Module):
         )
         del outputs["last_hidden_state"]
         outputs = {"logits": self.classifier(self.dropout(outputs.pop("pooler_output"))), **outputs}
-        return outputs if labels is None else {"loss": self._loss(outputs["logits"], labels), **outputs}
-
-    def _loss(self, logits: Float[Array, "b n"], labels: Array) -> Float[Array, ""]:
-        kind, floating = self.config.problem_type, jnp.issubdtype(labels.dtype, jnp.floating)
-        if kind is None:
-            kind = "single_label_classification" if not floating else "multi_label_classification"
-            kind = "regression" if logits.shape[1] == 1 else kind
-        if kind == "single_label_classification":
-            if floating or labels.shape != logits.shape[:1]:
-                raise DataError(f"labels must be integers of shape {logits.shape[:1]} for {kind}")
-            return nn.token_loss(logits, labels)
-        labels = labels.reshape(logits.shape) if logits.shape[1] == 1 else labels
-        if not floating or labels.shape != logits.shape:
-            raise DataError(f"labels must be floats of shape {logits.shape} for {kind}")
-        if kind == "regression":
-            return jnp.square(logits - labels).mean()
-        return (jax.nn.softplus(logits) - logits * labels).mean()
+        if labels is None:
+            return outputs
+        return {
+            "loss": nn.classification_loss(outputs["logits"], labels, self.config.problem_type),
+            **outputs,
+        }

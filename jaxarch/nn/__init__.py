@@ -96,6 +96,7 @@ from jaxarch.nn.hub import (
     Conv1D,
     attend,
     check_same_shape,
+    classification_loss,
     draw_normal,
     hub_activation,
     normal_parameter,
@@ -276,3 +277,4 @@ from jaxarch.nn.vision import (
     conv_norm_activation,
     make_divisible,
 )
+from jaxarch.nn.vit import ViTConfig, ViTModel

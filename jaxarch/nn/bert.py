@@ -15,13 +15,11 @@ from jaxarch.errors import DataError, UsageError
 from jaxarch.nn.containers import ModuleList
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.embedding import Embedding
-from jaxarch.nn.hub import attend, check_same_shape, draw_normal, hub_activation
+from jaxarch.nn.hub import PROBLEM_TYPES, attend, check_same_shape, draw_normal, hub_activation
 from jaxarch.nn.linear import Linear
 from jaxarch.nn.module import Module
 from jaxarch.nn.norm import LayerNorm
 from jaxarch.nn.position import check_length
-
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ HUB_ACTIVATIONS: Mapping[str, Function] = {
     "linear": ACTIVATIONS["identity"],
 }
 
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
 
 def hub_activation(name: str) -> Function:
     """The activation function of a Hugging Face name.
@@ -124,6 +126,32 @@ def token_loss(logits: Float[Array, "*n v"], labels: Int[Array, "*n"]) -> Float[
     check_ids(jnp.where(valid, labels, 0), logits.shape[-1], "label")
     picked = jnp.take_along_axis(log_p, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
     return -jnp.where(valid, picked, 0).sum() / jnp.maximum(valid.sum(), 1).astype(log_p.dtype)
+
+
+def classification_loss(logits: Float[Array, "b n"], labels: Array, kind: str | None) -> Float[Array, ""]:
+    """The loss of Hugging Face's classifiers.
+
+    `kind` is one of PROBLEM_TYPES or, if None, inferred from the labels: one label is a regression (floats (B,) or
+    (B, 1), squared error), integers (B,) are classes (cross-entropy, -100 does not count), floats (B, N) are labels
+    that may hold together (binary cross-entropy).
+
+    Raises:
+        DataError: labels that do not fit the problem.
+    """
+    floating = jnp.issubdtype(labels.dtype, jnp.floating)
+    if kind is None:
+        kind = "single_label_classification" if not floating else "multi_label_classification"
+        kind = "regression" if logits.shape[1] == 1 else kind
+    if kind == "single_label_classification":
+        if floating or labels.shape != logits.shape[:1]:
+            raise DataError(f"labels must be integers of shape {logits.shape[:1]} for {kind}")
+        return token_loss(logits, labels)
+    labels = labels.reshape(logits.shape) if logits.shape[1] == 1 else labels
+    if not floating or labels.shape != logits.shape:
+        raise DataError(f"labels must be floats of shape {logits.shape} for {kind}")
+    if kind == "regression":
+        return jnp.square(logits - labels).mean()
+    return (jax.nn.softplus(logits) - logits * labels).mean()
 
 
 def check_same_shape(shape: tuple[int, ...], **others: Array | None) -> None:

@@ -34,7 +34,10 @@ CONFIGS = {
     "bert": transformers.BertConfig,
     "bert_for_masked_lm": transformers.BertConfig,
     "bert_for_sequence_classification": transformers.BertConfig,
+    "bert_for_token_classification": transformers.BertConfig,
+    "bert_for_question_answering": transformers.BertConfig,
     "vit_model": transformers.ViTConfig,
+    "vit_for_image_classification": transformers.ViTConfig,
 }
 
 
@@ -63,7 +66,7 @@ def random_config(name, seed=0, **changes):
         ours |= {"intermediate_size": inner, "hidden_act": act, "layer_norm_eps": 1e-3}
     if name.startswith("bert"):
         ours |= {"vocab_size": words, "max_position_embeddings": 9, "type_vocab_size": 3, "pad_token_id": 2}
-    if name == "vit_model":
+    if name.startswith("vit"):
         ours |= {
             "image_size": 8,
             "patch_size": 4,
@@ -81,14 +84,14 @@ def theirs_of(name, config):
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
     # Its softmax is float32 where it shows the weights.
-    model.set_attn_implementation("sdpa" if name == "vit_model" else "eager")
+    model.set_attn_implementation("sdpa" if name.startswith("vit") else "eager")
     return model
 
 
 def draw(name, config):
     """Inputs in torch's axis order: padding at the right in one row, at the left in another."""
     rng = np.random.default_rng(5)
-    if name == "vit_model":
+    if name.startswith("vit"):
         return {"pixel_values": rng.normal(size=(B, config.num_channels, 8, 8))}
     mask = np.ones((B, T), int)
     mask[1, 4:] = 0
@@ -168,10 +171,10 @@ def read_back(name, folder):
 
 def outputs_of_transformers(name, witness, tensors):
     """All outputs by name; ViT's attention weights need another implementation than its hidden states."""
-    asked = {"output_hidden_states": True, "output_attentions": name != "vit_model"}
+    asked = {"output_hidden_states": True, "output_attentions": not name.startswith("vit")}
     with torch.no_grad():
         outputs = flat(witness(**tensors, **asked))
-        if name == "vit_model":
+        if name.startswith("vit"):
             witness.set_attn_implementation("eager")
             shown = flat(witness(**tensors, output_attentions=True))
             outputs |= {k: v for k, v in shown.items() if k.startswith("attentions")}
@@ -194,7 +197,7 @@ def test_three_witnesses_and_there_and_back(name, tmp_path):
     # What padding at the left sees is its own affair: nothing attends to it.
     real = inputs.get("attention_mask", np.ones((B, T))) > 0
     for key, value in want.items():
-        bound = 1e-6 if key == "loss" or (name == "vit_model" and key.startswith("attentions")) else BOUND
+        bound = 1e-6 if key == "loss" or (name.startswith("vit") and key.startswith("attentions")) else BOUND
         ones = [got[key], reference[key], value]
         if name == "gpt2" and key != "loss":
             ones = [(o.swapaxes(1, 2) if key.startswith("attentions") else o)[real] for o in ones]
@@ -261,6 +264,57 @@ def test_masked_words_loss(tmp_path):
     assert abs(run(ours, {"input_ids": ids, "labels": labels})["loss"] - want) < BOUND
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_names_in_memory_and_on_disk_are_those_of_the_registry(name, tmp_path):
+    """The registry of reversible conversions of transformers 5 is the authority: names in memory of release 5, names on
+    disk, which were those in memory of release 4, and names of the first release are led to the same tensors."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    witness = theirs_of(
+        name, random_config(name, num_hidden_layers=2) if name != "gpt2" else random_config(name)
+    )
+    memory = {k: v.numpy() for k, v in witness.state_dict().items()}
+    disk = {k: v.numpy() for k, v in revert_weight_conversion(witness, witness.state_dict()).items()}
+    assert name.startswith("vit") == (memory.keys() != disk.keys())
+    first = {k.replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in disk.items()}
+    first = {k.replace("LayerNorm.bias", "LayerNorm.beta"): v for k, v in first.items()}
+    witness.save_pretrained(tmp_path / "hub")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    results = {}
+    for kind, tensors in {"memory": memory, "disk": disk, "first": first}.items():
+        results[kind], left = weights(write_folder(tmp_path / kind, tensors, config))
+        assert not left
+    assert equal(results["memory"], results["disk"])
+    assert equal(results["first"], results["disk"])
+    assert results["disk"].keys() <= disk.keys()
+    assert all(np.array_equal(v, disk[k]) for k, v in results["disk"].items())
+
+
+HEADS = {
+    "bert_for_token_classification": {"labels": (B, T)},
+    "bert_for_question_answering": {"start_positions": (B,), "end_positions": (B,)},
+    "vit_for_image_classification": {"labels": (B,)},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_losses_of_heads(name, tmp_path):
+    """Labels that do not count, and positions beyond the text, are those of transformers."""
+    config = random_config(name, num_labels=2 if "question" in name else 4, num_hidden_layers=1)
+    witness = theirs_of(name, config)
+    witness.save_pretrained(tmp_path / "hub")
+    theirs, ours = loaded(tmp_path / "hub")
+    rng, inputs = np.random.default_rng(0), draw(name, config)
+    for key, shape in HEADS[name].items():
+        inputs[key] = rng.integers(0, 4, shape)
+        inputs[key].flat[0] = T + 3 if "positions" in key else -100
+    tensors = {k: torch.tensor(v) for k, v in inputs.items()}
+    with torch.no_grad():
+        want = witness(**tensors).loss.item()
+        assert abs(theirs(**tensors)["loss"] - want) < BOUND
+    assert abs(run(ours, inputs)["loss"] - want) < BOUND
+
+
 def weights(folder, name=None):
     """(the tensors that a folder's model needs, the keys it does not)"""
     with read_hub(folder, name) as hub:
@@ -291,7 +345,7 @@ def saved(name, folder):
     return model, tensors, json.loads((folder / "config.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert_for_masked_lm", "vit_model"])
+@pytest.mark.parametrize("name", ["gpt2", "bert_for_masked_lm", "vit_for_image_classification"])
 def test_every_form_of_a_folder_gives_the_same_weights(name, tmp_path):
     """Shards of transformers and of ours, and a torch file."""
     model, want, config = saved(name, tmp_path / "hub")

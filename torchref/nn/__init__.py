@@ -55,6 +55,7 @@ from torchref.nn.hub import (
     Conv1D,
     attend,
     check_same_shape,
+    classification_loss,
     draw_normal,
     hub_activation,
     normal_parameter,
@@ -112,3 +113,4 @@ from torchref.nn.vision import (
     conv_norm_activation,
     make_divisible,
 )
+from torchref.nn.vit import ViTConfig, ViTModel

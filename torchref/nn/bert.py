@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList
 
-from torchref.nn.hub import attend, check_same_shape, draw_normal, hub_activation
+from torchref.nn.hub import PROBLEM_TYPES, attend, check_same_shape, draw_normal, hub_activation
 from torchref.nn.position import check_length
-
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(frozen=True)

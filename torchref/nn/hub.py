@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torch.nn import Conv2d, Dropout, Embedding, Linear, Module, Parameter, init
+from torch.nn import functional as F
 
 from torchref.nn.activation import ACTIVATIONS, Function
 from torchref.nn.attention import Cache, exact_attention, pattern
@@ -22,6 +23,8 @@ HUB_ACTIVATIONS: Mapping[str, Function] = {
     "gelu_python": ACTIVATIONS["gelu"],
     "linear": ACTIVATIONS["identity"],
 }
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 def hub_activation(name: str) -> Function:
@@ -107,6 +110,29 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     valid = labels != -100
     picked = log_p.gather(-1, labels.where(valid, 0)[..., None])[..., 0]
     return -picked.where(valid, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, kind: str | None) -> Tensor:
+    """The loss of Hugging Face's classifiers.
+
+    `kind` is one of PROBLEM_TYPES or, if None, inferred from the labels: one label is a regression (floats (B,) or
+    (B, 1), squared error), integers (B,) are classes (cross-entropy, -100 does not count), floats (B, N) are labels
+    that may hold together (binary cross-entropy). Labels that do not fit the problem are a ValueError.
+    """
+    floating = labels.is_floating_point()
+    if kind is None:
+        kind = "single_label_classification" if not floating else "multi_label_classification"
+        kind = "regression" if logits.shape[1] == 1 else kind
+    if kind == "single_label_classification":
+        if floating or labels.shape != logits.shape[:1]:
+            raise ValueError(f"labels must be integers of shape {tuple(logits.shape[:1])} for {kind}")
+        return token_loss(logits, labels)
+    labels = labels.reshape(logits.shape) if logits.shape[1] == 1 else labels
+    if not floating or labels.shape != logits.shape:
+        raise ValueError(f"labels must be floats of shape {tuple(logits.shape)} for {kind}")
+    if kind == "regression":
+        return (logits - labels).square().mean()
+    return F.binary_cross_entropy_with_logits(logits, labels)
 
 
 def check_same_shape(shape: tuple[int, ...], **others: Tensor | None) -> None:
