@@ -106,12 +106,13 @@ def draw_normal(module: nnx.Module, std: float, *, rngs: nnx.Rngs) -> None:
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, nnx.Param) or weight.ndim < 2:
             continue
-        weight[...] = init.normal(std)(rngs.params(), weight.shape)
+        # `weight[...] = x` inspects shardings, which in a trace formats all of it for the error that it catches.
+        weight.set_value(init.normal(std)(rngs.params(), weight.shape))
         bias = getattr(layer, "bias", None)
         if bias is not None:
-            bias[...] = jnp.zeros_like(bias[...])
+            bias.set_value(jnp.zeros_like(bias[...]))
         if isinstance(layer, Embedding) and layer.padding_idx is not None:
-            weight[...] = weight[...].at[layer.padding_idx].set(0)
+            weight.set_value(weight[...].at[layer.padding_idx].set(0))
 
 
 def normal_parameter(shape: tuple[int, ...], std: float, *, rngs: nnx.Rngs) -> nnx.Param:
