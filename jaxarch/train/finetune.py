@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxarch.convert import hub
+from jaxarch.convert import fetch, hub
 from jaxarch.convert.hub_names import FAMILIES, Family
 from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import placed
@@ -41,7 +41,7 @@ def starting_weights(
         UsageError: as `folder_of`; `name` is not on the Hub; an argument differs from the folder's.
         ConversionError: the folder is missing or damaged, or its weights do not fit.
     """
-    folder = hub.read_hub(hub.folder_of(init), name)
+    folder = hub.read_hub(fetch.folder_of(init), name)
     for key, value in folder.arguments.items():
         if key not in FREE and "drop" not in key and arguments[key] != value:
             raise UsageError(f"{init} has {key} {value}, the model {arguments[key]}: set model.{key}={value}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxarch.convert.hub import folder_of
+from jaxarch.convert.fetch import folder_of
 from jaxarch.data.array_source import ArraySource
 from jaxarch.data.source import Batch, Source
 from jaxarch.errors import DataError, UsageError, require, unknown
