@@ -96,6 +96,8 @@ def build_parser() -> Parser:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     text = "of a run: the exponential moving average of its weights (train.ema)"
     sub.add_argument("--average", action="store_true", help=text)
+    text = "of a file with several sets of weights, the one to take, such as ema"
+    sub.add_argument("--part", metavar="KEY", help=text)
     text = "of names in the source, such as module. or _orig_mod."
     sub.add_argument("--strip-prefix", metavar="P", help=text)
     text = "rules from the source's names to the model's (docs/conversion.md)"

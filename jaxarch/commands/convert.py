@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         variant=args.variant,
         settings=parse_settings(args.set),
         average=args.average,
+        part=args.part,
         changes=Changes(
             strip_prefix=args.strip_prefix or "",
             rename=args.rename,
@@ -81,6 +82,7 @@ def conversion(
     variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
     average: bool = False,
+    part: str | None = None,
     changes: Changes | None = None,
     shard_size: int | str | None = None,
     force: bool = False,
@@ -99,6 +101,7 @@ def conversion(
             needs none of them. `settings` are constructor arguments that differ from the variant's.
         average: write the exponential moving average of a run's weights, with which it evaluates and samples,
             into a file.
+        part: of a file with several sets of weights, the one to take, such as "ema".
         changes: names, rules and dtypes.
         shard_size: the most bytes of one file of safetensors, such as "5GB".
         force: overwrite an existing target.
@@ -136,18 +139,19 @@ def conversion(
         settings or {},
         changes,
         average=average,
+        part=part,
         merge=kind == sources.HUB,
     )
     path = Path(target.removeprefix(PREFIX))
     with request.opened:
         content = sources.read_source(request, report)
         report.model = f"{content.model} {content.variant}"
+        decided = [dataclasses.astuple(changes), average, part, content.overrides]
+        how = targets.Writing(parse_size(shard_size), decided, verify)
         if dry_run:
-            targets.planned(target, kind, content, report)
+            targets.planned(target, kind, content, report, how)
             return report
         targets.check_target(path, place, force=force)
-        decided = [dataclasses.astuple(changes), average, content.overrides]
-        how = targets.Writing(parse_size(shard_size), decided, verify)
         targets.write(target, kind, content, report, how)
     return report
 

@@ -78,15 +78,18 @@ def write_tensors(
         writer.finish()
 
 
-def open_tensors(path: str | os.PathLike) -> TensorReader:
+def open_tensors(path: str | os.PathLike, part: str | None = None) -> TensorReader:
     """A reader of a weight file, of the index of its shards, or of a folder with either.
 
     A folder may be one of torch.distributed.checkpoint, of peft or of orbax, too.
 
     What has a manifest beside it is compared with it.
 
+    Args:
+        part: of a file with several sets of weights, the one to take, such as "ema"; default: the model's own.
+
     Raises:
-        ConversionError: as `read_tensors`.
+        ConversionError: as `read_tensors`; or there is no such part.
 
     Example:
         >>> with open_tensors("model.safetensors.index.json") as reader:
@@ -94,7 +97,7 @@ def open_tensors(path: str | os.PathLike) -> TensorReader:
     """
     path = Path(path)
     if (path / dcp_folder.METADATA).is_file():
-        return DcpReader(path)
+        return DcpReader(path, part)
     if (path / peft_folder.CONFIG).is_file():
         return PeftReader(path, open_tensors)
     if path.is_dir() and is_orbax(path):
@@ -106,7 +109,7 @@ def open_tensors(path: str | os.PathLike) -> TensorReader:
         path = entries[0]
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
-    reader = _joined(path) if path.name.endswith(INDEX) else _single(path)
+    reader = _joined(path) if path.name.endswith(INDEX) else _single(path, part)
     manifest = read_manifest(path)
     return reader if manifest is None else VerifiedReader(reader, manifest, path)
 
@@ -155,15 +158,17 @@ def create_tensors(
     raise _unknown_suffix(path)
 
 
-def _single(path: Path) -> TensorReader:
+def _single(path: Path, part: str | None = None) -> TensorReader:
+    if part is not None and path.suffix not in (*TORCH_SUFFIXES, msgpack_file.SUFFIX):
+        raise ConversionError(f"{path} has no parts, such as {part!r}")
     if path.suffix == ".safetensors":
         return SafetensorsReader(path)
     if path.suffix in TORCH_SUFFIXES:
-        return TorchReader(path)
+        return TorchReader(path, part)
     if path.suffix == npz_file.SUFFIX:
         return NpzReader(path)
     if path.suffix == msgpack_file.SUFFIX:
-        return MsgpackReader(path)
+        return MsgpackReader(path, part)
     raise _unknown_suffix(path)
 
 

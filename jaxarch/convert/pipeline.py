@@ -88,6 +88,7 @@ def match(
     """
     if changes.dtype is not None and changes.dtype not in DTYPES:
         raise unknown("dtype", changes.dtype, DTYPES)
+    origin = {id(t): k for k, t in tensors.items()}
     tensors = strip_prefix(tensors, changes.strip_prefix)
     rules = changes.rules(arguments)
     if rules is not None:
@@ -95,6 +96,13 @@ def match(
     rows = _raw_rows(rows, tensors)
     needed = {r.torch for r in rows}
     tensors = _named(tensors, needed, name, metadata, report)
+    report.renamed.update(
+        {
+            k: [origin[id(t)]]
+            for k, t in tensors.items()
+            if origin.get(id(t), k) != k and k not in report.renamed
+        }
+    )
     for glob in changes.allow_unexpected:
         for key in [k for k in tensors if k not in needed and _matches(k, [glob])]:
             report.dropped[key] = f"--allow-unexpected {glob}"
@@ -143,8 +151,8 @@ def renamed(tensors: Mapping[str, Tensor], rules: Rules, report: Report) -> dict
             result[target] = value if isinstance(value, Tensor) else Tensor.of(value)
         if not binding.rule.lossless:
             report.lossy.extend(binding.sources)
-        if len(binding.sources) == len(binding.targets) == 1 and binding.sources != binding.targets:
-            report.renamed[binding.targets[0]] = binding.sources[0]
+        if binding.sources and binding.sources != binding.targets:
+            report.renamed.update({target: list(binding.sources) for target in binding.targets})
         if not binding.targets:
             report.dropped[binding.sources[0]] = "a constant of the rules"
     return result

@@ -18,7 +18,7 @@ class Report:
     Attributes:
         model: the architecture and its variant.
         tensors: what was written, by the target's names: dtype, shape and bytes.
-        renamed: the target's name -> the source's, where they differ and one became one.
+        renamed: the target's name -> the source's, where they differ; several of a tensor that was joined.
         cast: name -> (dtype before, dtype after).
         tied: name of the source that repeats another -> that other.
         dropped: name of the source -> why it was not written.
@@ -35,7 +35,7 @@ class Report:
     target: str
     model: str = ""
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, list[str]] = field(default_factory=dict)
     cast: dict[str, tuple[str, str]] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)

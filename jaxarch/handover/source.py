@@ -35,6 +35,7 @@ class Request:
         model, variant, settings: the architecture, where the source does not name it.
         changes: what to change on the way.
         average: read the moving average of the weights instead of the weights.
+        part: of a file with several sets of weights, the one to take.
         merge: merge adapters into the weights, for a target that cannot hold them.
         opened: closes what reading has opened.
     """
@@ -46,6 +47,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
     average: bool = False
+    part: str | None = None
     merge: bool = False
     opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -136,6 +138,8 @@ def read_source(request: Request, report: Report) -> Source:
         UsageError: the architecture is not known, or contradicts what the source says.
         ConversionError, CheckpointError: the source is missing or damaged.
     """
+    if request.part is not None and request.kind != FILE:
+        raise UsageError(f"--part takes one set of weights out of a file; {request.path} is a {request.kind}")
     return _READERS[request.kind](request, report)
 
 
@@ -257,7 +261,7 @@ def _named_by_caller(request: Request, file: Path, folder: str, report: Report) 
     model, variant = request.architecture()
     overrides = dict(request.settings)
     arguments = catalog.arguments(model, variant, overrides)
-    reader = request.opened.enter_context(open_tensors(file))
+    reader = request.opened.enter_context(open_tensors(file, request.part))
     report.notes += reader.notes
     metadata = {k: v for k, v in reader.metadata.items() if k != "format"}
 

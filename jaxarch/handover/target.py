@@ -99,16 +99,30 @@ def write(target: str, kind: str | None, source: Source, report: Report, how: Wr
     _WRITERS[kind or source.folder](target.removeprefix(PREFIX), source, report, how)
 
 
-def planned(target: str, kind: str | None, source: Source, report: Report) -> Weights | None:
-    """What `write` would write, noted in the report; None for a run, which is only written as a whole."""
-    if (kind or source.folder) in (TORCH_RUN, RUN):
-        return None
+def planned(target: str, kind: str | None, source: Source, report: Report, how: Writing) -> None:
+    """Note in the report what `write` would write, in how many files, and whether there is room for it.
+
+    A run is only written as a whole: of that there is no plan.
+    """
+    kind = kind or source.folder
+    if kind in (TORCH_RUN, RUN):
+        report.notes.append("nothing was written; a run has no plan")
+        return
     weights = source.weights(report)
     report.wrote(weights.tensors)
+    limit = how.shard_bytes or (SHARD_BYTES if kind == HUB else None)
+    if limit is not None and (kind == HUB or target.endswith(".safetensors")):
+        files, filled = 1, 0
+        for tensor in weights.tensors.values():
+            if filled and filled + tensor.nbytes > limit:
+                files, filled = files + 1, 0
+            filled += tensor.nbytes
+        report.notes.append(f"{files} files of at most {limit:,} bytes")
     path = Path(target.removeprefix(PREFIX)).absolute()
     parent = next(p for p in path.parents if p.exists())
-    report.notes.append(f"nothing was written; {parent} has {shutil.disk_usage(parent).free:,} bytes free")
-    return weights
+    free = shutil.disk_usage(parent).free
+    room = "enough" if free > report.size else "too little"
+    report.notes.append(f"nothing was written; {parent} has {free:,} bytes free, {room}")
 
 
 def _write_file(target: str, source: Source, report: Report, how: Writing) -> None:

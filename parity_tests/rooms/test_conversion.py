@@ -1,22 +1,26 @@
 """`jaxarch convert` with all its options: what is lost is named, what is risky is refused."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
-from jaxarch import catalog
+from jaxarch import catalog, state
 from jaxarch.cli import main
 from jaxarch.commands.convert import conversion, parse_settings, parse_size
 from jaxarch.convert import to_state_dict
 from jaxarch.convert.casting import DTYPES, cast, narrowed
 from jaxarch.convert.files import open_tensors, read_tensors, write_tensors
 from jaxarch.convert.hub import read_hub, write_hub
+from jaxarch.convert.layout import layout
 from jaxarch.convert.pipeline import Changes
 from jaxarch.convert.tensors import Tensor
 from jaxarch.errors import ConversionError, UsageError
@@ -112,7 +116,10 @@ def test_a_users_page_and_rules_there_and_back(tmp_path, foreign):
     source, ours = tmp_path / "a.safetensors", tmp_path / "ours"
     report = own(tmp_path, source, ours, {"rename": "rules.toml"}, verify=True)
     assert report.dropped == {"mask": "a constant of the rules"}
-    assert report.renamed == {"out.weight": "blocks.proj.weight", "out.bias": "blocks.proj.bias"}
+    assert report.renamed == {
+        **{f"out.{w}": [f"blocks.proj.{w}"] for w in ("weight", "bias")},
+        **{n: ["blocks.qkv.weight"] for n in "qkv"},
+    }
     own(tmp_path, ours, tmp_path / "plain.safetensors", {})
     keys = foreign["blocks.qkv.weight"][6:12].reshape(3, 2, 7).transpose(2, 0, 1)
     np.testing.assert_array_equal(read_tensors(tmp_path / "plain.safetensors")["k"], keys)
@@ -154,6 +161,7 @@ def test_prefixes_and_allowances(tmp_path, weights):
     assert report.missing == {"network.0.weight": "not written"}
     left = {k: v for k, v in weights.items() if k != "network.0.weight"}
     assert same(read_tensors(tmp_path / "b.safetensors"), left)
+    assert report.renamed["network.0.bias"] == ["module.network.0.bias"]
     report = conversion(source, str(tmp_path / "folder"), **MLP, changes=changes)
     assert report.missing == {"network.0.weight": "as the constructor makes it, from seed 0"}
     conversion(str(tmp_path / "folder"), str(tmp_path / "c.safetensors"))
@@ -224,6 +232,13 @@ def test_what_a_training_loop_saves_beside_the_weights(tmp_path, weights):
     for said in ("those under 'model'", "left out: 'ema'", "left out: 'optimizer'"):
         assert said in notes
     assert report.carried == ["metadata epoch"]
+    torch.save({**content, "ema": {k: v + 1 for k, v in tensors.items()}}, tmp_path / "e.ckpt")
+    conversion(str(tmp_path / "e.ckpt"), str(tmp_path / "e.npz"), **MLP, part="ema")
+    assert same(read_tensors(tmp_path / "e.npz"), {k: v + 1 for k, v in weights.items()})
+    with pytest.raises(ConversionError, match="has no part 'emma'"):
+        conversion(str(tmp_path / "e.ckpt"), str(tmp_path / "f.npz"), **MLP, part="emma")
+    with pytest.raises(UsageError, match="takes one set of weights out of a file"):
+        conversion(str(tmp_path / "ours"), str(tmp_path / "f.npz"), part="ema")
     conversion(str(tmp_path / "ours"), str(tmp_path / "b.safetensors"))
     with open_tensors(tmp_path / "b.safetensors") as reader:
         assert reader.metadata["epoch"] == "7"
@@ -298,6 +313,43 @@ def test_shards_dry_run_verify_and_json(tmp_path, file, weights, capsys):
     assert "was not written by this command" in capsys.readouterr().err
 
 
+SIZES = {"vocab_size": 128_256, "n_positions": 8192, "n_embd": 8192, "n_layer": 80, "n_head": 64}
+
+
+def sparse_folder(path):
+    """A folder of 131 GB in bfloat16 whose shards have holes in place of numbers."""
+    model = nnx.eval_shape(lambda: catalog.create_model("gpt2", "small", **SIZES))
+    leaves, weight_map = state.flat(nnx.state(model, nnx.Not(nnx.RngState))), {}
+    path.mkdir()
+    for number, row in enumerate(layout(model)):
+        shape, file = list(leaves[row.path].shape), f"model-{number % 30:05}-of-00030.safetensors"
+        assert row.perm is None or shape[0] == shape[1]
+        weight_map.setdefault(file, {})[row.torch] = {"dtype": "BF16", "shape": shape}
+    for file, header in weight_map.items():
+        start = 0
+        for entry in header.values():
+            size = 2 * math.prod(entry["shape"])
+            entry["data_offsets"] = [start, start := start + size]
+        text = json.dumps(header).encode()
+        with open(path / file, "wb") as f:
+            f.write(len(text).to_bytes(8, "little") + text)
+            f.truncate(8 + len(text) + start)
+    index = {"weight_map": {k: file for file, header in weight_map.items() for k in header}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **SIZES}
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def test_a_model_of_131_gb_is_planned_in_seconds(tmp_path):
+    sparse_folder(tmp_path / "big")
+    start = time.perf_counter()
+    report = conversion(f"hf:{tmp_path / 'big'}", f"hf:{tmp_path / 'out'}", dry_run=True, shard_size="10GB")
+    assert time.perf_counter() - start < 30  # two, on an idle machine
+    assert report.size > 130e9
+    assert "14 files of at most 10,000,000,000 bytes" in report.notes
+    assert not (tmp_path / "out").exists()
+
+
 def test_settings_and_sizes():
     parsed = parse_settings(["model.d=7", "name=x", "flag=true", "sizes=[1, 2]", "rate=1e-3"])
     assert parsed == {"d": 7, "name": "x", "flag": True, "sizes": [1, 2], "rate": 1e-3}
@@ -369,6 +421,8 @@ model = dict(model="mlp", variant="tiny")
 conversion(source, folder + "/ours", **model, verify=True)
 conversion(folder + "/ours", folder + "/b.safetensors", verify=True)
 conversion(folder + "/b.safetensors", folder + "/c.npz", **model, changes=Changes(dtype="bf16"))
+conversion("hf:" + folder + "/hub", folder + "/ours2", verify=True)
+conversion(folder + "/ours2", "hf:" + folder + "/back", verify=True)
 """
 
 
@@ -377,9 +431,13 @@ def test_in_a_process_without_x64_no_bit_is_lost(tmp_path, weights):
     weights["network.1.num_batches_tracked"] = np.array(2**40 + 7)
     weights = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in weights.items()}
     write_tensors(tmp_path / "a.safetensors", weights)
+    gpt2 = to_state_dict(catalog.create_model("gpt2", "tiny"))  # float64, as x64 is on here
+    write_hub(tmp_path / "hub", "gpt2", catalog.arguments("gpt2", "tiny"), gpt2)
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "XLA_FLAGS")}
     args = [sys.executable, "-c", WITHOUT_X64, str(tmp_path / "a.safetensors"), str(tmp_path)]
     done = subprocess.run(args, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert same(read_tensors(tmp_path / "b.safetensors"), weights)
     assert read_tensors(tmp_path / "c.npz")["network.0.bias"].dtype == ml_dtypes.bfloat16
+    assert gpt2["transformer.wte.weight"].dtype == np.float64
+    assert same(read_tensors(tmp_path / "back" / "model.safetensors"), gpt2)
