@@ -186,6 +186,7 @@ def _read_checkpoint(request: Request, report: Report) -> Source:
 
     hub = about.get("hub", {})
     carried = about.get("carried", {})
+    report.carried += [*carried]
     return Source(
         about["name"],
         about["variant"],

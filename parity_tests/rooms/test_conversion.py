@@ -395,6 +395,7 @@ def test_what_lies_beside_the_weights_goes_hub_orbax_hub(tmp_path):
     assert {*texts, "metadata trained_by"} <= set(report.carried)
     assert set(report.left) == {"evil.py", "config.json auto_map"}
     report = conversion(str(tmp_path / "ours"), f"hf:{tmp_path / 'back'}", verify=True)
+    assert {*texts, "metadata trained_by"} <= set(report.carried)
     for name, content in texts.items():
         assert (tmp_path / "back" / name).read_bytes() == content
     assert not (tmp_path / "back" / "evil.py").exists()
