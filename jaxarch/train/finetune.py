@@ -32,7 +32,7 @@ def starting_weights(
     """The weights of a Hugging Face folder by the paths of `model`; heads that the folder lacks are left out.
 
     Args:
-        init: the folder, see `hub.folder_of`.
+        init: the folder, see `fetch.folder_of`.
         model: an architecture of the Hub, abstract or not, without adapters.
         arguments: its arguments, which must agree with the folder's config.json.
         shardings: of the arrays to return, by path; each device reads its own parts.
@@ -41,18 +41,20 @@ def starting_weights(
         UsageError: as `folder_of`; `name` is not on the Hub; an argument differs from the folder's.
         ConversionError: the folder is missing or damaged, or its weights do not fit.
     """
-    folder = hub.read_hub(fetch.folder_of(init), name)
-    for key, value in folder.arguments.items():
-        if key not in FREE and "drop" not in key and arguments[key] != value:
-            raise UsageError(f"{init} has {key} {value}, the model {arguments[key]}: set model.{key}={value}")
-    rows, like = layout(model), flat(nnx.state(model))
-    tensors = folder.fitted({r.torch for r in rows}).tensors
-    heads = FAMILIES.get(folder.config["model_type"], Family()).heads
-    rows = [r for r in rows if r.torch in tensors or not re.match(heads, r.torch)]
-    if not rows:
-        raise ConversionError(f"{init} holds none of the weights of {name}")
-    leaves = {r.path: _sharded(like[r.path], (shardings or {}).get(r.path)) for r in rows}
-    return placed(rows, tensors, leaves)
+    with hub.read_hub(fetch.folder_of(init), name) as folder:
+        for key, value in folder.arguments.items():
+            if key not in FREE and "drop" not in key and arguments[key] != value:
+                raise UsageError(
+                    f"{init} has {key} {value}, the model {arguments[key]}: set model.{key}={value}"
+                )
+        rows, like = layout(model), flat(nnx.state(model))
+        tensors = folder.fitted({r.torch for r in rows}).tensors
+        heads = FAMILIES.get(folder.config["model_type"], Family()).heads
+        rows = [r for r in rows if r.torch in tensors or not re.match(heads, r.torch)]
+        if not rows:
+            raise ConversionError(f"{init} holds none of the weights of {name}")
+        leaves = {r.path: _sharded(like[r.path], (shardings or {}).get(r.path)) for r in rows}
+        return placed(rows, tensors, leaves)
 
 
 def _sharded(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
