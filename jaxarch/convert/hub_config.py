@@ -162,7 +162,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _architecture(file: Path, config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
-    cls = names[0] if isinstance(names, list) and names else None
+    cls = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     known = hub_models()
     if cls not in known:
         kind = config["model_type"]

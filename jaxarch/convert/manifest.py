@@ -5,6 +5,7 @@ damage and edits by mistake; it is no signature.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ import xxhash
 
 from jaxarch.convert.tensors import Tensor, TensorInfo, raw_bytes
 from jaxarch.errors import ConversionError
+from jaxarch.files import open_regular
 
 SUFFIX, FOLDER_NAME = ".checksums.json", "checksums.json"
+_MOST_BYTES = 256 << 20
 _ALGORITHM, _FORMAT = "xxh3_128", 2
 Hasher = xxhash.xxh3_128
 
@@ -112,10 +115,13 @@ def read_manifest(path: Path) -> Manifest | None:
         ConversionError: it is damaged.
     """
     file = sidecar(path)
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None
+    try:
+        with open_regular(file) as stream:
+            if os.fstat(stream.fileno()).st_size > _MOST_BYTES:
+                raise ConversionError(f"{file} is larger than {_MOST_BYTES:,} bytes")
+            content = json.loads(stream.read())
     except (OSError, ValueError, RecursionError):
         raise ConversionError(
             f"{file} is damaged: it is not JSON; delete it to read {path.name} unverified"

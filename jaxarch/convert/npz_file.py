@@ -5,6 +5,7 @@ import json
 import lzma
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -28,7 +29,10 @@ SUFFIX, MEMBER = ".npz", ".npy"
 # Enough for the header of an array.
 _HEADER_BYTES = 1 << 14
 # What numpy raises for a damaged header.
-_DAMAGE = (ValueError, OSError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError)
+_DAMAGE = (
+    *(ValueError, OSError, EOFError, TypeError, SyntaxError, tokenize.TokenError),
+    *(RecursionError, MemoryError, OverflowError),
+)
 _DAMAGE_OF_ENTRY = (
     OSError,
     EOFError,
@@ -80,6 +84,10 @@ class NpzReader:
             self._places: dict[str, Place] = {}
             for name, member in names.items():
                 self._add(name, member, entries[member])
+            if not self._places:
+                raise ConversionError(
+                    f"{path} holds no arrays of numbers{'; ' if self.notes else ''}{', '.join(self.notes[:3])}"
+                )
             total = sum(math.prod(p.shape) * p.dtype.itemsize for p in self._places.values())
             check_total(os.fstat(self._file.fileno()).st_size, total, path)
             self._close = stack.pop_all()

@@ -8,6 +8,7 @@ bytes.
 import ast
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,16 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 
+from jaxarch.convert.limits import check_folder, check_names_of_file, check_total, unique
 from jaxarch.convert.store import Places, Segment
 from jaxarch.convert.tensors import Index, TensorInfo, dtype_name, full_index, owned
-from jaxarch.errors import ConversionError
+from jaxarch.errors import ConversionError, printable
 from jaxarch.files import first_line
 
 _TREE, _INDICATOR, _STATE = "_METADATA", "orbax.checkpoint", "state"
+_MOST_TREE_BYTES = 64 << 20
+# Chunks may be compressed, and those of zeros alone may be missing.
+_MOST_TIMES, _SPARE_BYTES = 1000, 512 << 20
 # The most bytes of one file of an array; a row of a large matrix may have more.
 _CHUNK_BYTES = 64 << 20
 
@@ -43,8 +48,11 @@ class OrbaxReader:
         self.metadata: Mapping[str, str] = {}
         self.notes: Sequence[str] = ()
         tree = _tree_folder(path)
+        stored = check_folder(tree)
         try:
-            content = json.loads((tree / _TREE).read_bytes())
+            if (tree / _TREE).stat().st_size > _MOST_TREE_BYTES:
+                raise ValueError(f"{_TREE} is larger than {_MOST_TREE_BYTES:,} bytes")
+            content = json.loads((tree / _TREE).read_bytes(), object_pairs_hook=unique)
             names = [".".join(map(str, ast.literal_eval(key))) for key in content["tree_metadata"]]
             self._arrays = _open(tree, names, content)
             self.infos: Mapping[str, TensorInfo] = {
@@ -53,8 +61,11 @@ class OrbaxReader:
             }
         except Exception as e:  # tensorstore raises untyped errors
             raise ConversionError(
-                f"{path} is not a readable orbax checkpoint: {first_line(e)[:300]}"
+                f"{path} is not a readable orbax checkpoint: {printable(first_line(e), 300)}"
             ) from None
+        check_names_of_file(self.infos, path)
+        logical = sum(math.prod(i.shape) * i.numpy.itemsize for i in self.infos.values())
+        check_total(stored, logical, path, _MOST_TIMES, _SPARE_BYTES)
         self._plain = {k: p for k in names if (p := _plain_chunks(tree / k)) is not None}
         self._cached: tuple[str, np.ndarray] | None = None
 

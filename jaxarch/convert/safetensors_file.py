@@ -12,12 +12,15 @@ import safetensors
 
 from jaxarch.arrays import SUB_BYTE, unpack
 from jaxarch.convert.dtypes import safetensors_dtype
+from jaxarch.convert.limits import check_names_of_file, check_shape, unique
 from jaxarch.convert.store import Places, Segment
 from jaxarch.convert.tensors import Index, TensorInfo, full_index, owned
-from jaxarch.errors import ConversionError
-from jaxarch.files import first_line
+from jaxarch.errors import ConversionError, printable
+from jaxarch.files import first_line, open_regular
 
 INDEX = ".index.json"
+# That of 200,000 tensors; JSON takes ten times its length in memory.
+MOST_HEADER_BYTES = 32 << 20
 
 
 class SafetensorsReader:
@@ -32,19 +35,25 @@ class SafetensorsReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            with open_regular(path) as file:
+                size = int.from_bytes(file.read(8), "little")
+                if size > MOST_HEADER_BYTES:
+                    raise ValueError(f"its header has {size:,} bytes, at most {MOST_HEADER_BYTES:,} are read")
+                text = file.read(size)
             with safetensors.safe_open(path, "numpy"):  # checks sizes, offsets and overlaps
                 pass
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
+            header = json.loads(text, object_pairs_hook=unique)
             self._bytes = np.memmap(path, np.uint8, "r", offset=0)[8 + size :]
         except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as e:
-            raise ConversionError(f"{path} is not a readable safetensors file: {first_line(e)}") from None
+            raise ConversionError(
+                f"{path} is not a readable safetensors file: {printable(first_line(e))}"
+            ) from None
         self.metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
         self._spans = {k: tuple(v["data_offsets"]) for k, v in header.items()}
         self.infos: Mapping[str, TensorInfo] = {
-            k: TensorInfo(v["dtype"], tuple(v["shape"])) for k, v in header.items()
+            k: TensorInfo(v["dtype"], check_shape(v["shape"], k, path)) for k, v in header.items()
         }
+        check_names_of_file(self.infos, path)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A tensor, or a part of it; only the pages of that part are read."""

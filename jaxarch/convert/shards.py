@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxarch.convert.manifest import Manifest
 from jaxarch.convert.tensors import Index, TensorInfo, TensorReader, tensors_of
-from jaxarch.errors import ConversionError
+from jaxarch.errors import ConversionError, printable
 
 
 class JoinedReader:
@@ -113,10 +113,13 @@ def shards_of(index: Path) -> dict[str, set[str]]:
     for name, shard in weight_map.items():
         if (
             not isinstance(shard, str)
+            or len(shard) > 255
             or Path(shard).name != shard
             or "\\" in shard
             or not shard.endswith(kind)
         ):
-            raise ConversionError(f"{index} names {shard!r}: a shard must be a {kind} file beside it")
+            raise ConversionError(
+                f"{index} names {printable(repr(shard))}: a shard must be a {kind} file beside it"
+            )
         shards.setdefault(shard, set()).add(name)
     return shards

@@ -14,7 +14,7 @@ from jaxarch.errors import ConversionError, printable
 from jaxarch.files import first_line
 
 MOST_ENTRIES = 200_000
-_END, _LOCAL = b"PK\x05\x06", b"PK\x03\x04"
+_END, _WIDE_END, _LOCAL = b"PK\x05\x06", b"PK\x06\x06", b"PK\x03\x04"
 _LOCAL_BYTES = 30
 
 
@@ -39,8 +39,9 @@ def read_directory(
     """
     base, length = window or (0, os.fstat(file.fileno()).st_size)
     stream = Window(file.fileno(), base, length)
-    if (count := _count(stream)) > MOST_ENTRIES:
-        raise ConversionError(f"{name} has {count:,} entries, at most {MOST_ENTRIES:,} are read")
+    most, declared = _count(stream)
+    if most > MOST_ENTRIES:
+        raise ConversionError(f"{name} has {most:,} entries, at most {MOST_ENTRIES:,} are read")
     try:
         with zipfile.ZipFile(stream) as archive:
             listed = archive.infolist()
@@ -53,6 +54,12 @@ def read_directory(
         struct.error,
     ) as error:
         raise ConversionError(f"{name} is not a readable archive: {first_line(error)}") from None
+    if declared != len(listed):
+        raise ConversionError(
+            f"{name} is not a readable archive: it has {len(listed):,} of {declared:,} entries"
+        )
+    if listed and min(info.header_offset for info in listed) != 0:
+        raise ConversionError(f"{name} is not a readable archive: something stands before it")
     entries: dict[str, Entry] = {}
     for info in listed:
         shown = printable(info.filename)
@@ -104,7 +111,7 @@ class Window(io.RawIOBase):
     def at(self, position: int, count: int) -> bytes:
         """At most `count` bytes from a position on."""
         count = min(count, self.size - position) if 0 <= position <= self.size else 0
-        return os.pread(self.handle, count, self.start + position)
+        return os.pread(self.handle, count, self.start + position) if count else b""
 
 
 def _check_places(entries: dict[str, Entry], length: int, name: str) -> None:
@@ -124,14 +131,13 @@ def _header(stream: Window, offset: int, name: str) -> int:
     return _LOCAL_BYTES + names + extra
 
 
-def _count(stream: Window) -> int:
-    """An upper bound of the number of entries, from the size of the directory: an entry takes 46 bytes or more."""
+def _count(stream: Window) -> tuple[int, int]:
+    """The most entries that the directory has room for, at 46 bytes or more each, and how many it declares."""
     tail = stream.at(max(0, stream.size - (1 << 17)), 1 << 17)
-    position = tail.rfind(_END)
-    if position < 0 or position + 22 > len(tail):
-        return 0  # no archive; zipfile says so
-    size = struct.unpack_from("<I", tail, position + 12)[0]
-    if size == 0xFFFFFFFF or b"PK\x06\x06" in tail:
-        wide = tail.rfind(b"PK\x06\x06")
-        size = struct.unpack_from("<Q", tail, wide + 40)[0] if 0 <= wide <= len(tail) - 56 else 0
-    return min(size, stream.size) // 46
+    position, wide = tail.rfind(_END), tail.rfind(_WIDE_END)
+    if not 0 <= position <= len(tail) - 22:
+        return 0, 0  # no archive; zipfile says so
+    declared, size = struct.unpack_from("<HI", tail, position + 10)
+    if 0 <= wide <= len(tail) - 56:
+        declared, size = struct.unpack_from("<QQ", tail, wide + 32)
+    return min(size, stream.size) // 46, declared
