@@ -10,12 +10,14 @@ check_versions()
 
 
 def __getattr__(name: str) -> Any:
-    """A class from the file of its name in snake case, else from the first file, by name, that defines it."""
+    """A class from the file of its name in snake case, else from the first file, by name, that defines it; a file."""
     files = [m.name for m in pkgutil.iter_modules(__path__)]
+    if name in files:
+        return importlib.import_module(f"{__name__}.{name}")
     own = [file for file in files if file.replace("_", "") == name.lower()]
-    for file in own or (files if name[:1].isupper() else []):
+    for file in own or ([] if name.startswith("_") else files):
         module = importlib.import_module(f"{__name__}.{file}")
-        value = getattr(module, name, None)
-        if getattr(value, "__module__", None) == module.__name__:
-            return value
+        home = getattr(getattr(module, name, None), "__module__", "")
+        if home == module.__name__ or home.startswith("jaxarch.nn."):
+            return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 Vaswani et al. 2017, arXiv:1706.03762; learned weights of the losses: Kendall et al. 2018, arXiv:1705.07115.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +23,8 @@ TASK_KEYS = ("num_classes", "pooling_strategy", "use_attention_pooling", "loss_t
 class CustomMultiTaskSEOModel(nn.Module):
     """ids (B, T), attention_mask (B, T) -> {task: (B, num_classes)}.
 
-    A task has `num_classes` and may have `pooling_strategy` (the config's), `use_attention_pooling` (False;
-    True is pooling_strategy "attention"), `loss_type` ("cross_entropy") and `loss_weight` (1). The config's
+    A task has `num_classes` and may have `pooling_strategy` (the config's), `use_attention_pooling` (False; True
+    pools by attention, whatever the strategy), `loss_type` ("cross_entropy") and `loss_weight` (1). The config's
     own num_classes serves tasks that name none. With `uncertainty_weighting` the weights are learned.
 
     Raises:
@@ -72,12 +73,28 @@ class CustomMultiTaskSEOModel(nn.Module):
 
     def compute_multi_task_loss(
         self, outputs: Mapping[str, Array], targets: Mapping[str, Array]
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The weighted sum of the losses of the tasks that have targets, and each loss.
+    ) -> Float[Array, ""]:
+        """The weighted sum of `task_losses`.
 
-        Targets are (B,) classes for cross_entropy, those of -100 ignored, (B, num_classes) for the others;
-        a (B,) target serves num_classes 1. Learned weights: exp(-s) loss + s / 2 per task, exp(-s) / 2 with
-        mse, where s is the log of the variance.
+        Learned weights: exp(-s) loss + s / 2 per task, exp(-s) / 2 with mse, where s is the log of the variance.
+        """
+        terms = []
+        for task, loss in self.task_losses(outputs, targets).items():
+            i = self.tasks.index(task)
+            term = self.loss_weights[i] * loss
+            if self.log_vars is not None:
+                s = self.log_vars[...][i].astype(term.dtype)
+                term = (0.5 if self.loss_types[i] == "mse" else 1.0) * jnp.exp(-s) * term + 0.5 * s
+            terms.append(term)
+        return jnp.stack(terms).sum()
+
+    def task_losses(
+        self, outputs: Mapping[str, Array], targets: Mapping[str, Array]
+    ) -> dict[str, Float[Array, ""]]:
+        """The mean loss of every task that has targets.
+
+        Targets are (B,) classes for cross_entropy, those of -100 ignored, (B, num_classes) for the others; a (B,)
+        target serves num_classes 1.
 
         Raises:
             UsageError: targets of an unknown task, or none at all.
@@ -88,18 +105,8 @@ class CustomMultiTaskSEOModel(nn.Module):
                 raise unknown("task", task, self.tasks)
         if not targets:
             raise UsageError(f"no targets: give those of {', '.join(self.tasks)}")
-        losses, terms = {}, []
-        for i, task in enumerate(self.tasks):
-            if task not in targets:
-                continue
-            kind = self.loss_types[i]
-            losses[task] = task_loss(outputs[task], targets[task], kind)
-            term = self.loss_weights[i] * losses[task]
-            if self.log_vars is not None:
-                s = self.log_vars[...][i].astype(term.dtype)
-                term = (0.5 if kind == "mse" else 1.0) * jnp.exp(-s) * term + 0.5 * s
-            terms.append(term)
-        return jnp.stack(terms).sum(), losses
+        kinds = dict(zip(self.tasks, self.loss_types, strict=True))
+        return {t: task_loss(outputs[t], targets[t], kinds[t]) for t in self.tasks if t in targets}
 
 
 def task_loss(output: Float[Array, "b c"], target: Array, kind: str) -> Float[Array, ""]:
@@ -134,10 +141,6 @@ def read_tasks(config: CustomModelConfig, task_configs: Mapping[str, Mapping[str
             raise unknown(f"loss_type of task {task}", kind, LOSSES)
         strategy = settings.get("pooling_strategy")
         if settings.get("use_attention_pooling", False):
-            if strategy not in (None, "attention"):
-                raise UsageError(
-                    f"task {task}: use_attention_pooling contradicts pooling_strategy={strategy!r}"
-                )
             strategy = "attention"
         classes = settings.get("num_classes", config.num_classes)
         rows.append((kind, settings.get("loss_weight", 1.0), classes, strategy or config.pooling_strategy))
@@ -145,9 +148,19 @@ def read_tasks(config: CustomModelConfig, task_configs: Mapping[str, Mapping[str
 
 
 def create_multi_task_model(
-    model_name: str, task_configs: Mapping[str, Mapping[str, Any]], *, rngs: nnx.Rngs, **settings: Any
+    config: CustomModelConfig | str,
+    task_configs: Mapping[str, Mapping[str, Any]],
+    *,
+    rngs: nnx.Rngs,
+    **settings: Any,
 ) -> CustomMultiTaskSEOModel:
-    """The model of these tasks; `settings` are CustomModelConfig's, and `uncertainty_weighting`."""
+    """The model of these tasks, of a config or of a model_name and CustomModelConfig's settings.
+
+    `settings` may have `uncertainty_weighting`.
+    """
     learned = settings.pop("uncertainty_weighting", False)
-    config = CustomModelConfig(model_name, **{"num_classes": 2, **settings})
+    if isinstance(config, str):
+        config = CustomModelConfig(config, **{"num_classes": 2, **settings})
+    elif settings:
+        config = dataclasses.replace(config, **settings)
     return CustomMultiTaskSEOModel(config, task_configs, learned, rngs=rngs)

@@ -3,6 +3,7 @@
 Vaswani et al. 2017, arXiv:1706.03762.
 """
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -35,7 +36,13 @@ class CustomSEOModel(nn.Module):
 
 
 def create_custom_model(
-    model_name: str, num_classes: int, *, rngs: nnx.Rngs, **settings: Any
+    config: CustomModelConfig | str, num_classes: int | None = None, *, rngs: nnx.Rngs, **settings: Any
 ) -> CustomSEOModel:
-    """The model of `CustomModelConfig(model_name, num_classes, **settings)`."""
-    return CustomSEOModel(CustomModelConfig(model_name, num_classes, **settings), rngs=rngs)
+    """The model of a config, or of a model_name, num_classes (2 if not given) and CustomModelConfig's settings."""
+    if num_classes is not None:
+        settings["num_classes"] = num_classes
+    if isinstance(config, str):
+        config = CustomModelConfig(config, **{"num_classes": 2, **settings})
+    elif settings:
+        config = dataclasses.replace(config, **settings)
+    return CustomSEOModel(config, rngs=rngs)

@@ -7,7 +7,10 @@ from jaxarch import nn
 
 
 class CustomTransformer(nn.Module):
-    """ids (B, T), mask (B, T) True where a token is real -> (B, T, d_model); errors: `nn.TextEncoder`."""
+    """ids (B, T), mask (B, T) or (B, T, T), True where a token may be attended to -> (B, T, d_model).
+
+    Errors: `nn.TextEncoder`.
+    """
 
     def __init__(
         self,

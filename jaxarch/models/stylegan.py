@@ -4,6 +4,8 @@ Names of the authors' code, but for `const.weight`. Noise is an argument, and up
 convolution instead of after it, which differs at the border only.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,7 +31,7 @@ class StyleGANGenerator(nn.Module):
         z_dim: int = 512,
         w_dim: int = 512,
         channels: int = 3,
-        channels_at: tuple[int, ...] = (512, 512, 512, 256, 128),
+        channels_at: Sequence[int] = (512, 512, 512, 256, 128),
         mapping_layers: int = 8,
         w_avg_beta: float = 0.998,
         *,
@@ -70,7 +72,7 @@ class Mapping(nn.Module):
 class Synthesis(nn.Module):
     """w (B, w_dim), noise (B, n) -> images: a learned 4x4 map, doubled by each block."""
 
-    def __init__(self, w_dim: int, channels: int, channels_at: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(self, w_dim: int, channels: int, channels_at: Sequence[int], *, rngs: nnx.Rngs):
         self.sizes = tuple(4 * 2**i for i in range(len(channels_at)))
         self.b4 = Block(0, channels_at[0], w_dim, channels, 4, rngs=rngs)
         for i, size in enumerate(self.sizes[1:]):

@@ -3,6 +3,7 @@
 Vaswani et al. 2017, arXiv:1706.03762; Kim 2014, arXiv:1408.5882.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxarch.errors import UsageError
 
 
 class TransformerCNN(nn.Module):
-    """ids (B, T), mask (B, T) True where a token is real -> logits (B, num_classes).
+    """ids (B, T), mask (B, T) or (B, T, T), True where a token may be attended to -> logits (B, num_classes).
 
     Each layer of the CNN runs every kernel size in parallel, with ReLU and dropout, `cnn_hidden_dims`
     channels each, concatenated. Then the maximum over the real tokens. Padding is zero before every
@@ -32,8 +33,8 @@ class TransformerCNN(nn.Module):
         n_layers: int = 6,
         n_heads: int = 8,
         d_ff: int = 2048,
-        cnn_hidden_dims: tuple[int, ...] = (128, 256),
-        cnn_kernel_sizes: tuple[int, ...] = (3, 4, 5),
+        cnn_hidden_dims: Sequence[int] = (128, 256),
+        cnn_kernel_sizes: Sequence[int] = (3, 4, 5),
         num_classes: int = 2,
         dropout: float = 0.1,
         *,
@@ -59,7 +60,7 @@ class TransformerCNN(nn.Module):
 
     def __call__(self, input_ids: Int[Array, "b t"], mask: Array | None = None) -> Float[Array, "b c"]:
         x = self.encoder(input_ids, mask)
-        real = nn.valid_steps(input_ids, mask)[..., None]
+        real = nn.valid_steps(input_ids, nn.token_mask(mask))[..., None]
         for layer in self.convs:
             x = layer(jnp.where(real, x, 0))
         return self.classifier(self.dropout(self.pooling(x, mask)))

@@ -165,7 +165,7 @@ from jaxarch.nn.loss import (
     TripletMarginWithDistanceLoss,
 )
 from jaxarch.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
-from jaxarch.nn.masks import length_mask, valid_steps
+from jaxarch.nn.masks import length_mask, token_mask, valid_steps
 from jaxarch.nn.module import Buffer, Module
 from jaxarch.nn.multihead import MultiheadAttention
 from jaxarch.nn.norm import (

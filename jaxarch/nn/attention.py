@@ -6,7 +6,6 @@ mean of its values. What the pattern excludes (`causal`, local, sparse) can neve
 runs over the pattern only, and a causal layer stays causal whatever is masked.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,6 +89,7 @@ class MultiHeadAttention(Module):
             arXiv:1904.10509). Local and sparse attention of a sequence to itself computes only the blocks
             that the pattern touches, and drops weights there, unless weights are asked for or the mask has a
             row per query. A dropout mask then has the blocks' shape: see `kernels.attention.block_attention`.
+    num_heads: another name of n_heads.
     use_flash_attention: a fused kernel. While dropout is active the exact path runs, whose dropout mask can
         be injected.
 
@@ -101,18 +101,20 @@ class MultiHeadAttention(Module):
     def __init__(
         self,
         d_model: int,
-        n_heads: int,
+        n_heads: int | None = None,
         dropout: float = 0.1,
         attention_type: str = "standard",
         max_relative_position: int = 32,
         use_flash_attention: bool = False,
         config: AttentionConfig | None = None,
+        num_heads: int | None = None,
         *,
         rngs: nnx.Rngs,
     ):
         config = config or AttentionConfig()
         if attention_type not in ATTENTION_TYPES:
             raise unknown("attention type", attention_type, ATTENTION_TYPES)
+        n_heads = count_heads(n_heads, num_heads)
         if d_model % n_heads:
             raise UsageError(f"n_heads {n_heads} does not divide d_model {d_model}")
         if max_relative_position < 1:
@@ -247,7 +249,38 @@ class MultiHeadAttention(Module):
 
 
 AdvancedMultiHeadAttention = MultiHeadAttention
-MultiHeadAttentionWithRelativePosition = functools.partial(MultiHeadAttention, attention_type="relative")
+
+
+class MultiHeadAttentionWithRelativePosition(MultiHeadAttention):
+    """Self-attention with relative positions (Shaw et al. 2018): x (B, T, D), mask -> (B, T, D)."""
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        dropout: float = 0.1,
+        max_relative_position: int = 32,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(d_model, n_heads, dropout, "relative", max_relative_position, rngs=rngs)
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "b t d"], mask: Shaped[Array, "..."] | None = None
+    ) -> Any:  # (B, T, D)
+        return super().__call__(x, mask=mask)
+
+
+def count_heads(n_heads: int | None, num_heads: int | None) -> int:
+    """The number of heads by either of its two names.
+
+    Raises:
+        UsageError: neither is given, or they differ.
+    """
+    given = {n for n in (n_heads, num_heads) if n is not None}
+    if len(given) != 1:
+        raise UsageError(f"give the number of heads once: n_heads is {n_heads}, num_heads {num_heads}")
+    return given.pop()
 
 
 def efficient_attention(

@@ -19,7 +19,8 @@ from jaxarch.nn.norm import BatchNorm1d
 class Conv1DBlock(Module):
     """Convolution, batch norm, activation, dropout: (B, T, C) -> (B, T', C').
 
-    `padding` is a number, "same" (stride 1 only) or "valid". An input shorter than the kernel needs padding.
+    `padding` is a number, "same" (stride 1 only) or "valid"; None keeps the length, divided by the stride. An input
+    shorter than the kernel needs padding.
 
     Raises:
         UsageError: groups that do not divide the channels, an unknown padding, "same" with a stride.
@@ -32,7 +33,7 @@ class Conv1DBlock(Module):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        padding: int | str = 0,
+        padding: int | str | None = None,
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
@@ -42,6 +43,8 @@ class Conv1DBlock(Module):
         *,
         rngs: nnx.Rngs,
     ):
+        if padding is None:
+            padding = "same" if stride == 1 else dilation * (kernel_size - 1) // 2
         self.conv = Conv1d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rngs=rngs
         )

@@ -37,6 +37,13 @@ def valid_steps(x: Shaped[Array, "b t *d"], mask: Shaped[Array, "..."] | None) -
     return as_bool(mask)
 
 
+def token_mask(mask: Shaped[Array, "..."] | None) -> Shaped[Array, "b t"] | None:
+    """(B, T) of a mask (B, T), (B, Tq, T) or (B, H, Tq, T): True where some position may attend to a token."""
+    if mask is None or mask.ndim == 2:
+        return mask
+    return as_bool(mask).reshape(len(mask), -1, mask.shape[-1]).any(1)
+
+
 def length_mask(lengths: Int[Array, " b"], steps: int) -> Bool[Array, "b t"]:
     """True before each length. Under jit the values are unknown and only the shape is checked.
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxarch.errors import unknown
 from jaxarch.nn.linear import Linear
-from jaxarch.nn.masks import valid_steps
+from jaxarch.nn.masks import token_mask, valid_steps
 from jaxarch.nn.module import Module
 
 POOLINGS = ("mean", "max", "cls", "attention")
@@ -15,6 +15,8 @@ POOLINGS = ("mean", "max", "cls", "attention")
 
 class Pooling(Module):
     """(B, T, d_model), mask (B, T) True where valid -> (B, d_model); masked steps never count.
+
+    Of a mask (B, T, T) those count that some step may attend to.
 
     "mean" and "max" over the valid steps, zero where there is none; "cls" is the first step, masked or not;
     "attention" the sum weighted by softmax(linear(x)) (Lin et al. 2017, arXiv:1703.03130, one hop), the mean
@@ -36,7 +38,7 @@ class Pooling(Module):
     ) -> Float[Array, "b d"]:
         if self.strategy == "cls":
             return x[:, 0]
-        valid = valid_steps(x, mask)
+        valid = valid_steps(x, token_mask(mask))
         if self.attn is not None:
             scores = jnp.where(valid, self.attn(x)[..., 0], jnp.finfo(x.dtype).min)
             return jnp.einsum("bt,btd->bd", jax.nn.softmax(scores), x)

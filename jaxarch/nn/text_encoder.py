@@ -8,7 +8,6 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxarch.errors import UsageError
 from jaxarch.nn.activation import Function
 from jaxarch.nn.containers import ModuleList
 from jaxarch.nn.embedding import Embedding
@@ -33,6 +32,8 @@ VOCABULARIES = {
 
 class TextEncoder(Module):
     """ids (B, T), mask (B, T) True where a token is real -> (B, T, d_model). Vaswani et al. 2017, post-norm.
+
+    A mask (B, T, T), or one that broadcasts to (B, H, T, T), says for each token which others it may attend to.
 
     Embeddings N(0, 0.02^2), times sqrt(d_model), plus sinusoids; `use_relative_pos` adds the relative
     positions of Shaw et al. 2018. Linear weights start as `initialization` says, biases at zero.
@@ -79,7 +80,7 @@ class TextEncoder(Module):
     def __call__(
         self, input_ids: Int[Array, "b t"], mask: Shaped[Array, "..."] | None = None
     ) -> Float[Array, "b t d"]:
-        mask = None if mask is None else valid_steps(input_ids, mask)
+        mask = valid_steps(input_ids, mask) if mask is not None and mask.ndim == 2 else mask
         x = self.positional_encoding(self.word_embedding(input_ids) * math.sqrt(self.d_model))
         for layer in self.layers:
             call = functools.partial(remat, layer) if self.gradient_checkpointing else layer
@@ -89,10 +90,10 @@ class TextEncoder(Module):
 
 @dataclass(frozen=True)
 class CustomModelConfig:
-    """Settings of a text model. `model_name` names the tokenizer, which gives `vocab_size` where that is None.
+    """Settings of a text model.
 
-    Raises:
-        UsageError: without `vocab_size`, a `model_name` that is not known.
+    `model_name` may name a tokenizer, which gives `vocab_size` where that is None; any other name has the vocabulary
+    of bert-base-uncased.
     """
 
     model_name: str
@@ -110,16 +111,10 @@ class CustomModelConfig:
     vocab_size: int | None = None
     pooling_strategy: str = "cls"
 
-    def __post_init__(self) -> None:
-        if self.vocab_size is None and self.model_name not in VOCABULARIES:
-            raise UsageError(
-                f"unknown model_name {self.model_name!r}: set vocab_size; known: {', '.join(VOCABULARIES)}"
-            )
-
     def encoder(self, *, rngs: nnx.Rngs) -> TextEncoder:
         """The encoder of these settings; its feed-forward networks are four times as wide as the model."""
         return TextEncoder(
-            self.vocab_size or VOCABULARIES[self.model_name],
+            self.vocab_size or VOCABULARIES.get(self.model_name, VOCABULARIES["bert-base-uncased"]),
             self.hidden_size,
             self.num_layers,
             self.num_heads,

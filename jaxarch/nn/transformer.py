@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxarch.errors import UsageError
 from jaxarch.nn.activation import Activation, Function
-from jaxarch.nn.attention import AttentionConfig, Cache, MultiHeadAttention
+from jaxarch.nn.attention import AttentionConfig, Cache, MultiHeadAttention, count_heads
 from jaxarch.nn.containers import Sequential
 from jaxarch.nn.dropout import Dropout
 from jaxarch.nn.linear import Linear
@@ -39,7 +39,8 @@ class TransformerBlock(Module):
     """Self-attention and a feed-forward network, each with a residual (Vaswani et al. 2017, arXiv:1706.03762).
 
     x (B, T, D) -> the same, with `cache` also the cache. `dropout` acts on the attention weights and on both
-    branches. `use_relative_pos` is attention_type="relative".
+    branches. `use_relative_pos` is attention_type="relative". d_ff is 4 * d_model by default; num_heads is another
+    name of n_heads.
 
     Raises:
         UsageError: as MultiHeadAttention; `use_relative_pos` with another attention type.
@@ -48,17 +49,19 @@ class TransformerBlock(Module):
     def __init__(
         self,
         d_model: int,
-        n_heads: int,
-        d_ff: int,
+        n_heads: int | None = None,
+        d_ff: int | None = None,
         dropout: float = 0.1,
         activation: str | Function = "gelu",
         use_relative_pos: bool = False,
         config: TransformerBlockConfig | None = None,
+        num_heads: int | None = None,
         *,
         rngs: nnx.Rngs,
     ):
         config = config or TransformerBlockConfig()
-        kind = config.attention_type
+        n_heads, kind = count_heads(n_heads, num_heads), config.attention_type
+        d_ff = 4 * d_model if d_ff is None else d_ff
         if use_relative_pos and kind not in ("standard", "relative"):
             raise UsageError(f"use_relative_pos contradicts attention_type={kind!r}: set one")
         self.norm_first, self.use_residual = config.norm_first, config.use_residual

@@ -3,6 +3,7 @@
 Vaswani et al. 2017, arXiv:1706.03762.
 """
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,14 @@ class CustomSEOModel(nn.Module):
         return self.classifier(self.dropout(self.pooling(x, attention_mask)))
 
 
-def create_custom_model(model_name: str, num_classes: int, **settings: Any) -> CustomSEOModel:
-    """The model of `CustomModelConfig(model_name, num_classes, **settings)`."""
-    return CustomSEOModel(CustomModelConfig(model_name, num_classes, **settings))
+def create_custom_model(
+    config: CustomModelConfig | str, num_classes: int | None = None, **settings: Any
+) -> CustomSEOModel:
+    """The model of a config, or of a model_name, num_classes (2 if not given) and CustomModelConfig's settings."""
+    if num_classes is not None:
+        settings["num_classes"] = num_classes
+    if isinstance(config, str):
+        config = CustomModelConfig(config, **{"num_classes": 2, **settings})
+    elif settings:
+        config = dataclasses.replace(config, **settings)
+    return CustomSEOModel(config)

@@ -3,6 +3,7 @@
 Vaswani et al. 2017, arXiv:1706.03762; Kim 2014, arXiv:1408.5882.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torchref import nn
 
 
 class TransformerCNN(nn.Module):
-    """ids (B, T), mask (B, T) True where a token is real -> logits (B, num_classes).
+    """ids (B, T), mask (B, T) or (B, T, T), True where a token may be attended to -> logits (B, num_classes).
 
     Each layer of the CNN runs every kernel size in parallel, with ReLU and dropout, `cnn_hidden_dims`
     channels each, concatenated. Then the maximum over the real tokens. Padding is zero before every
@@ -26,8 +27,8 @@ class TransformerCNN(nn.Module):
         n_layers: int = 6,
         n_heads: int = 8,
         d_ff: int = 2048,
-        cnn_hidden_dims: tuple[int, ...] = (128, 256),
-        cnn_kernel_sizes: tuple[int, ...] = (3, 4, 5),
+        cnn_hidden_dims: Sequence[int] = (128, 256),
+        cnn_kernel_sizes: Sequence[int] = (3, 4, 5),
         num_classes: int = 2,
         dropout: float = 0.1,
     ):
@@ -48,7 +49,7 @@ class TransformerCNN(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.encoder(input_ids, mask)
-        real = nn.valid_steps(input_ids, mask)[..., None]
+        real = nn.valid_steps(input_ids, nn.token_mask(mask))[..., None]
         for layer in self.convs:
             x = x.masked_fill(~real, 0).transpose(1, 2)
             x = layer(x).transpose(1, 2)

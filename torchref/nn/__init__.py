@@ -77,7 +77,7 @@ from torchref.nn.long_attention import (
     chunked_attention,
 )
 from torchref.nn.luong import ConcatAttention, DotProductAttention, GeneralAttention
-from torchref.nn.masks import length_mask, valid_steps
+from torchref.nn.masks import length_mask, token_mask, valid_steps
 from torchref.nn.multihead import MultiheadAttention  # type: ignore[assignment]
 from torchref.nn.position import (
     AdvancedPositionalEncoding,

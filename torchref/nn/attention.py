@@ -6,7 +6,6 @@ mean of its values. What the pattern excludes (`causal`, local, sparse) can neve
 runs over the pattern only, and a causal layer stays causal whatever is masked.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -81,6 +80,7 @@ class MultiHeadAttention(Module):
             arXiv:1904.10509). Local and sparse attention of a sequence to itself computes only the blocks
             that the pattern touches, and drops weights there, unless weights are asked for or the mask has a
             row per query. A dropout mask then has the blocks' shape: see `block_attention`.
+    num_heads: another name of n_heads.
     use_flash_attention: a fused kernel (SDPA). While dropout is active the exact path runs, whose dropout mask
         can be injected.
 
@@ -91,12 +91,13 @@ class MultiHeadAttention(Module):
     def __init__(
         self,
         d_model: int,
-        n_heads: int,
+        n_heads: int | None = None,
         dropout: float = 0.1,
         attention_type: str = "standard",
         max_relative_position: int = 32,
         use_flash_attention: bool = False,
         config: AttentionConfig | None = None,
+        num_heads: int | None = None,
     ):
         super().__init__()
         config = config or AttentionConfig()
@@ -104,6 +105,7 @@ class MultiHeadAttention(Module):
             raise ValueError(
                 f"unknown attention type {attention_type!r}: known: {', '.join(ATTENTION_TYPES)}"
             )
+        n_heads = count_heads(n_heads, num_heads)
         if d_model % n_heads:
             raise ValueError(f"n_heads {n_heads} does not divide d_model {d_model}")
         if max_relative_position < 1:
@@ -235,7 +237,27 @@ class MultiHeadAttention(Module):
 
 
 AdvancedMultiHeadAttention = MultiHeadAttention
-MultiHeadAttentionWithRelativePosition = functools.partial(MultiHeadAttention, attention_type="relative")
+
+
+class MultiHeadAttentionWithRelativePosition(MultiHeadAttention):
+    """Self-attention with relative positions (Shaw et al. 2018): x (B, T, D), mask -> (B, T, D)."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float = 0.1, max_relative_position: int = 32):
+        super().__init__(d_model, n_heads, dropout, "relative", max_relative_position)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]
+        return super().forward(x, mask=mask)
+
+
+def count_heads(n_heads: int | None, num_heads: int | None) -> int:
+    """The number of heads by either of its two names.
+
+    A ValueError if neither is given or they differ.
+    """
+    given = {n for n in (n_heads, num_heads) if n is not None}
+    if len(given) != 1:
+        raise ValueError(f"give the number of heads once: n_heads is {n_heads}, num_heads {num_heads}")
+    return given.pop()
 
 
 def efficient_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

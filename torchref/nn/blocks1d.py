@@ -13,7 +13,8 @@ from torchref.nn.activation import Activation, Function
 class Conv1DBlock(Module):
     """Convolution, batch norm, activation, dropout: (B, C, T) -> (B, C', T').
 
-    `padding` is a number, "same" (stride 1 only) or "valid". An input shorter than the kernel needs padding.
+    `padding` is a number, "same" (stride 1 only) or "valid"; None keeps the length, divided by the stride. An input
+    shorter than the kernel needs padding.
     """
 
     def __init__(
@@ -22,7 +23,7 @@ class Conv1DBlock(Module):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        padding: int | str = 0,
+        padding: int | str | None = None,
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
@@ -33,6 +34,8 @@ class Conv1DBlock(Module):
         super().__init__()
         # torch warns of "same" where it pads one side more; padded by hand it is the same numbers.
         reach = dilation * (kernel_size - 1)
+        if padding is None:
+            padding = "same" if stride == 1 else reach // 2
         uneven = padding == "same" and stride == 1 and reach % 2 == 1
         self.pad = (reach // 2, reach - reach // 2) if uneven else (0, 0)
         self.conv = Conv1d(

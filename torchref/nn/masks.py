@@ -29,6 +29,13 @@ def valid_steps(x: Tensor, mask: Tensor | None) -> Tensor:
     return as_bool(mask)
 
 
+def token_mask(mask: Tensor | None) -> Tensor | None:
+    """(B, T) of a mask (B, T), (B, Tq, T) or (B, H, Tq, T): True where some position may attend to a token."""
+    if mask is None or mask.ndim == 2:
+        return mask
+    return as_bool(mask).flatten(1, -2).any(1)
+
+
 def length_mask(lengths: Tensor, steps: int) -> Tensor:
     """True before each length: (B,) -> (B, steps) bool."""
     return torch.arange(steps, device=lengths.device) < lengths[:, None]

@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from torchref.nn.masks import valid_steps
+from torchref.nn.masks import token_mask, valid_steps
 
 POOLINGS = ("mean", "max", "cls", "attention")
 
 
 class Pooling(Module):
     """(B, T, d_model), mask (B, T) True where valid -> (B, d_model); masked steps never count.
+
+    Of a mask (B, T, T) those count that some step may attend to.
 
     "mean" and "max" over the valid steps, zero where there is none; "cls" is the first step, masked or not;
     "attention" the sum weighted by softmax(linear(x)) (Lin et al. 2017, arXiv:1703.03130, one hop), the mean
@@ -27,7 +29,7 @@ class Pooling(Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.strategy == "cls":
             return x[:, 0]
-        valid = valid_steps(x, mask)
+        valid = valid_steps(x, token_mask(mask))
         if self.attn is not None:
             scores = self.attn(x)[..., 0].masked_fill(~valid, torch.finfo(x.dtype).min)
             return torch.einsum("bt,btd->bd", scores.softmax(-1), x)

@@ -30,6 +30,8 @@ VOCABULARIES = {
 class TextEncoder(Module):
     """ids (B, T), mask (B, T) True where a token is real -> (B, T, d_model). Vaswani et al. 2017, post-norm.
 
+    A mask (B, T, T), or one that broadcasts to (B, H, T, T), says for each token which others it may attend to.
+
     Embeddings N(0, 0.02^2), times sqrt(d_model), plus sinusoids; `use_relative_pos` adds the relative
     positions of Shaw et al. 2018. Linear weights start as `initialization` says, biases at zero.
     `use_layer_norm`, `use_residual`: see TransformerBlockConfig. `gradient_checkpointing` computes activations
@@ -67,7 +69,7 @@ class TextEncoder(Module):
         initialize_linears(self, initialization)
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        mask = None if mask is None else valid_steps(input_ids, mask)
+        mask = valid_steps(input_ids, mask) if mask is not None and mask.ndim == 2 else mask
         x = self.positional_encoding(self.word_embedding(input_ids) * math.sqrt(self.d_model))
         for layer in self.layers:
             call = functools.partial(remat, layer) if self.gradient_checkpointing else layer
@@ -77,7 +79,11 @@ class TextEncoder(Module):
 
 @dataclass(frozen=True)
 class CustomModelConfig:
-    """Settings of a text model. `model_name` names the tokenizer, which gives `vocab_size` where that is None."""
+    """Settings of a text model.
+
+    `model_name` may name a tokenizer, which gives `vocab_size` where that is None; any other name has the vocabulary
+    of bert-base-uncased.
+    """
 
     model_name: str
     num_classes: int
@@ -94,16 +100,10 @@ class CustomModelConfig:
     vocab_size: int | None = None
     pooling_strategy: str = "cls"
 
-    def __post_init__(self) -> None:
-        if self.vocab_size is None and self.model_name not in VOCABULARIES:
-            raise ValueError(
-                f"unknown model_name {self.model_name!r}: set vocab_size; known: {', '.join(VOCABULARIES)}"
-            )
-
     def encoder(self) -> TextEncoder:
         """The encoder of these settings; its feed-forward networks are four times as wide as the model."""
         return TextEncoder(
-            self.vocab_size or VOCABULARIES[self.model_name],
+            self.vocab_size or VOCABULARIES.get(self.model_name, VOCABULARIES["bert-base-uncased"]),
             self.hidden_size,
             self.num_layers,
             self.num_heads,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Dropout, LayerNorm, Linear, Module, Sequential
 
 from torchref.nn.activation import Activation, Function
-from torchref.nn.attention import AttentionConfig, Cache, MultiHeadAttention
+from torchref.nn.attention import AttentionConfig, Cache, MultiHeadAttention, count_heads
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class TransformerBlock(Module):
     """Self-attention and a feed-forward network, each with a residual (Vaswani et al. 2017, arXiv:1706.03762).
 
     x (B, T, D) -> the same, with `cache` also the cache. `dropout` acts on the attention weights and on both
-    branches. `use_relative_pos` is attention_type="relative".
+    branches. `use_relative_pos` is attention_type="relative". d_ff is 4 * d_model by default; num_heads is another
+    name of n_heads.
 
     `use_relative_pos` with another attention type is a ValueError.
     """
@@ -41,16 +42,18 @@ class TransformerBlock(Module):
     def __init__(
         self,
         d_model: int,
-        n_heads: int,
-        d_ff: int,
+        n_heads: int | None = None,
+        d_ff: int | None = None,
         dropout: float = 0.1,
         activation: str | Function = "gelu",
         use_relative_pos: bool = False,
         config: TransformerBlockConfig | None = None,
+        num_heads: int | None = None,
     ):
         super().__init__()
         config = config or TransformerBlockConfig()
-        kind = config.attention_type
+        n_heads, kind = count_heads(n_heads, num_heads), config.attention_type
+        d_ff = 4 * d_model if d_ff is None else d_ff
         if use_relative_pos and kind not in ("standard", "relative"):
             raise ValueError(f"use_relative_pos contradicts attention_type={kind!r}: set one")
         self.norm_first, self.use_residual = config.norm_first, config.use_residual

@@ -20,7 +20,8 @@ def make() -> Task:
 
     def loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         inputs, targets = inputs_and_targets(batch)
-        total, losses = model.compute_multi_task_loss(model(**inputs), targets)
+        outputs = model(**inputs)
+        total, losses = model.compute_multi_task_loss(outputs, targets), model.task_losses(outputs, targets)
         return total, {f"loss_{k}": v for k, v in losses.items()}
 
     return Task(
