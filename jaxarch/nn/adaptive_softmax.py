@@ -59,7 +59,8 @@ class AdaptiveLogSoftmaxWithLoss(Module):
             projection = Linear(in_features, rank, bias=False, rngs=rngs)
             self.tail.append(Sequential(projection, Linear(rank, size, bias=False, rngs=rngs)))
 
-    def __call__(self, input: Float[Array, "*batch i"], target: Int[Array, "*batch"]) -> AdaptiveOutput:
+    def __call__(self, input_: Float[Array, "*batch i"], target_: Int[Array, "*batch"]) -> AdaptiveOutput:
+        input, target = input_, target_  # torch's names
         if target.ndim > 1 or input.shape != (*target.shape, self.in_features):
             raise DataError(
                 f"targets (B,) and inputs (B, {self.in_features}) or both without B, "

@@ -80,10 +80,10 @@ class Sequential(_Named):
     def __add__(self, other: "Sequential") -> "Sequential":
         return Sequential(*self, *other)
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, input: Any) -> Any:
         for layer in self:
-            x = layer(x)
-        return x
+            input = layer(input)
+        return input
 
 
 class ModuleList(_Named):

@@ -33,6 +33,50 @@ def per_axis(value: Size, rank: int, what: str) -> tuple[int, ...]:
     return sizes
 
 
+def ends_of(
+    padding: Size | str, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """(before, after) of each axis. torch pads both sides alike, but for "same" of an even kernel.
+
+    Raises:
+        UsageError: an unknown padding, another number of numbers than axes, "same" with a stride.
+    """
+    if padding == "valid":
+        return ((0, 0),) * len(kernel_size)
+    if padding == "same":
+        if max(stride) > 1:
+            raise UsageError("padding 'same' needs stride 1, as in torch: give the padding as a number")
+        totals = [span(k, d) - 1 for k, d in zip(kernel_size, dilation, strict=True)]
+        return tuple((t // 2, t - t // 2) for t in totals)
+    if isinstance(padding, str):
+        raise UsageError(f"padding must be a number, 'same' or 'valid', not {padding!r}")
+    return tuple((p, p) for p in per_axis(padding, len(kernel_size), "padding"))
+
+
+def convolution(
+    x: Float[Array, "b *space i"],
+    weight: Float[Array, "*kernel j o"],
+    bias: Float[Array, " o"] | None,
+    stride: tuple[int, ...],
+    ends: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Float[Array, "b *positions o"]:
+    """The convolution of x, zeros before and after each axis, by a weight (*kernel, in / groups, out).
+
+    Raises:
+        DataError: another number of channels, or a padded axis smaller than the kernel.
+    """
+    check_channels(x, weight.shape[-2] * groups)
+    for n, k, d, pads in zip(x.shape[1:], weight.shape, dilation, ends, strict=False):
+        if n + sum(pads) < span(k, d):
+            raise DataError(
+                f"an axis of {n} padded to {n + sum(pads)} is smaller than the kernel's {span(k, d)}"
+            )
+    y = convolve(x, weight, stride, ends, dilation, groups)
+    return y if bias is None else y + bias
+
+
 class _Conv(Module):
     """The base class of convolutions of every rank; the weight is stored (*kernel, in / groups, out)."""
 
@@ -59,38 +103,21 @@ class _Conv(Module):
         self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size")
         self.stride = per_axis(stride, self.rank, "stride")
         self.dilation = per_axis(dilation, self.rank, "dilation")
-        self.padding, self.padding_mode = self._pads(padding), padding_mode
+        self.padding = ends_of(padding, self.kernel_size, self.stride, self.dilation)
+        self.padding_mode = padding_mode
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         bound = 1 / math.sqrt(math.prod(shape[1:]))
         weight = init.torch_default(rngs.params(), shape)
         self.weight = nnx.Param(from_torch_layout(weight, self.LAYOUT["weight"]))
         self.bias = optional(init.uniform(bound)(rngs.params(), (out_channels,)) if bias else None)
 
-    def _pads(self, padding: Size | str) -> tuple[tuple[int, int], ...]:
-        """(before, after) of each axis. torch pads both sides alike, but for "same" of an even kernel."""
-        if padding == "valid":
-            return ((0, 0),) * self.rank
-        if padding == "same":
-            if max(self.stride) > 1:
-                raise UsageError("padding 'same' needs stride 1, as in torch: give the padding as a number")
-            totals = [span(k, d) - 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-            return tuple((t // 2, t - t // 2) for t in totals)
-        if isinstance(padding, str):
-            raise UsageError(f"padding must be a number, 'same' or 'valid', not {padding!r}")
-        return tuple((p, p) for p in per_axis(padding, self.rank, "padding"))
-
     def _convolve(self, x: Float[Array, "b *space i"]) -> Float[Array, "b *positions o"]:
         check_channels(x, self.in_channels)
         pads = self.padding
         if self.padding_mode != "zeros":
             x, pads = pad(x, pads, self.padding_mode), ((0, 0),) * self.rank
-        for n, k, d, ends in zip(x.shape[1:], self.kernel_size, self.dilation, pads, strict=False):
-            if n + sum(ends) < span(k, d):
-                raise DataError(
-                    f"an axis of {n} padded to {n + sum(ends)} is smaller than the kernel's {span(k, d)}"
-                )
-        y = convolve(x, self.weight[...], self.stride, pads, self.dilation, self.groups)
-        return y if self.bias is None else y + self.bias[...]
+        bias = None if self.bias is None else self.bias[...]
+        return convolution(x, self.weight[...], bias, self.stride, pads, self.dilation, self.groups)
 
 
 class Conv1d(_Conv):

@@ -47,9 +47,7 @@ class _ConvTranspose(Module):
         self.padding = per_axis(padding, self.rank, "padding")
         self.output_padding = per_axis(output_padding, self.rank, "output_padding")
         self.dilation = per_axis(dilation, self.rank, "dilation")
-        for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
-            if extra >= max(s, d):
-                raise UsageError(f"output_padding {extra} must be smaller than stride {s} or dilation {d}")
+        check_output_padding(self.output_padding, self.stride, self.dilation)
         shape = (in_channels, out_channels // groups, *self.kernel_size)
         bound = 1 / math.sqrt(math.prod(shape[1:]))
         weight = init.torch_default(rngs.params(), shape)
@@ -60,29 +58,11 @@ class _ConvTranspose(Module):
         self, x: Float[Array, "b *space i"], output_size: Sequence[int] | None
     ) -> Float[Array, "b *positions o"]:
         check_channels(x, self.in_channels)
-        spatial = tuple(range(self.rank))
-        # Stored (*kernel, in, out / groups). JAX wants (*kernel, in / groups, out), groups outermost in out.
-        weight = jnp.flip(self.weight[...], spatial)
-        group_out = weight.shape[-1]
-        weight = weight.reshape(*self.kernel_size, self.groups, self.in_channels // self.groups, group_out)
-        weight = jnp.moveaxis(weight, self.rank, -2)
-        weight = weight.reshape(*self.kernel_size, self.in_channels // self.groups, self.groups * group_out)
-        before = [
-            span(k, d) - 1 - p for k, d, p in zip(self.kernel_size, self.dilation, self.padding, strict=True)
-        ]
-        output_padding = self.output_padding if output_size is None else self._extra(x, output_size)
-        pads = [(b, b + extra) for b, extra in zip(before, output_padding, strict=True)]
-        y = jax.lax.conv_general_dilated(
-            x,
-            weight,
-            (1,) * self.rank,
-            pads,
-            lhs_dilation=self.stride,
-            rhs_dilation=self.dilation,
-            feature_group_count=self.groups,
-            dimension_numbers=DIMENSIONS[self.rank],
+        extra = self.output_padding if output_size is None else tuple(self._extra(x, output_size))
+        bias = None if self.bias is None else self.bias[...]
+        return transposed_convolution(
+            x, self.weight[...], bias, self.stride, self.padding, extra, self.groups, self.dilation
         )
-        return y if self.bias is None else y + self.bias[...]
 
     def _extra(self, x: Float[Array, "b *space i"], output_size: Sequence[int]) -> list[int]:
         """The output padding that leads to an output size: of the spatial axes, or a whole shape."""
@@ -98,6 +78,52 @@ class _ConvTranspose(Module):
                 raise UsageError(f"output_size {size} of an axis of {n} must be in [{least}, {least + s})")
             extras.append(size - least)
         return extras
+
+
+def check_output_padding(
+    output_padding: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> None:
+    """Raise a UsageError unless each axis has less output padding than stride or dilation."""
+    for extra, s, d in zip(output_padding, stride, dilation, strict=True):
+        if extra >= max(s, d):
+            raise UsageError(f"output_padding {extra} must be smaller than stride {s} or dilation {d}")
+
+
+def transposed_convolution(
+    x: Float[Array, "b *space i"],
+    weight: Float[Array, "*kernel i j"],
+    bias: Float[Array, " o"] | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    output_padding: tuple[int, ...],
+    groups: int,
+    dilation: tuple[int, ...],
+) -> Float[Array, "b *positions o"]:
+    """The gradient of a convolution by a weight (*kernel, in, out / groups).
+
+    Raises:
+        DataError: another number of channels.
+    """
+    *kernel, channels, group_out = weight.shape
+    check_channels(x, channels)
+    rank = len(kernel)
+    # JAX wants (*kernel, in / groups, out), groups outermost in out.
+    weight = jnp.flip(weight, tuple(range(rank)))
+    weight = weight.reshape(*kernel, groups, channels // groups, group_out)
+    weight = jnp.moveaxis(weight, rank, -2)
+    weight = weight.reshape(*kernel, channels // groups, groups * group_out)
+    before = [span(k, d) - 1 - p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    y = jax.lax.conv_general_dilated(
+        x,
+        weight,
+        (1,) * rank,
+        [(b, b + extra) for b, extra in zip(before, output_padding, strict=True)],
+        lhs_dilation=stride,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+        dimension_numbers=DIMENSIONS[rank],
+    )
+    return y if bias is None else y + bias
 
 
 class ConvTranspose1d(_ConvTranspose):

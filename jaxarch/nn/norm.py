@@ -295,13 +295,13 @@ class RMSNorm(Module):
         self.normalized_shape, self.eps = shape, eps
         self.weight = optional(jnp.ones(shape, float_dtype()) if elementwise_affine else None)
 
-    def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        check_ending(input, self.normalized_shape)
-        upcast = input.astype(accumulation_dtype(input.dtype))
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        check_ending(x, self.normalized_shape)
+        upcast = x.astype(accumulation_dtype(x.dtype))
         eps = float(jnp.finfo(upcast.dtype).eps) if self.eps is None else self.eps
         axes = tuple(range(-len(self.normalized_shape), 0))
         y = upcast * jax.lax.rsqrt(jnp.square(upcast).mean(axes, keepdims=True) + eps)
-        return apply_affine(y.astype(input.dtype), self.weight, None)
+        return apply_affine(y.astype(x.dtype), self.weight, None)
 
 
 def check_ending(x: Float[Array, "*shape"], shape: tuple[int, ...]) -> None:
@@ -319,7 +319,7 @@ def standardize(x: Float[Array, "*shape"], axes: tuple[int, ...], eps: float) ->
 
 
 def apply_affine(
-    y: Float[Array, "*shape"], weight: nnx.Variable | None, bias: nnx.Variable | None
+    y: Float[Array, "*shape"], weight: nnx.Variable | Array | None, bias: nnx.Variable | Array | None
 ) -> Float[Array, "*shape"]:
     """y * weight + bias, each only where the layer has it."""
     y = y if weight is None else y * weight[...].astype(y.dtype)

@@ -64,7 +64,7 @@ def interpolate(
         raise DataError(f"mode {mode!r} needs {needed} axes between batch and channels, x is {input.shape}")
     if align_corners is not None and MODES[mode] is None:
         raise UsageError(f"align_corners has no meaning with mode {mode!r}: leave it None")
-    axes = _axes(input.shape[1:-1], size, scale_factor, recompute_scale_factor)
+    axes = axes_of(input.shape[1:-1], size, scale_factor, recompute_scale_factor)
     if any(a.output < 1 for a in axes):
         raise DataError(f"x of shape {input.shape} cannot be resized to {[a.output for a in axes]}")
     if mode == "area":
@@ -74,7 +74,7 @@ def interpolate(
     return input
 
 
-def _axes(
+def axes_of(
     sizes: tuple[int, ...],
     size: int | Sequence[int] | None,
     scale_factor: Factor | None,
