@@ -216,3 +216,21 @@ def test_a_fractional_pool_draws_its_windows():
     assert (first != second).any()
     with pytest.raises(UsageError, match="rngs"):
         nn.FractionalMaxPool2d(2, output_ratio=0.5)
+
+
+TIED = {
+    "MaxPool2d": options(3, 2, 1, return_indices=True),
+    "MaxPool3d": options(2, 1, return_indices=True),
+    "AdaptiveMaxPool2d": options((3, 4), return_indices=True),
+    "FractionalMaxPool2d": options(2, (4, 3), None, True, torch.full((2, 4, 2), 0.3, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("module", TIED)
+def test_of_equal_maxima_the_first_is_taken(module):
+    """Its index, and the whole gradient."""
+    args, kwargs = TIED[module]
+    shape = VOLUME if module.endswith("3d") else IMAGE
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 3, shape).astype(float))
+    case = torch_samples.Sample(module, 0, args, kwargs, (x,), {})
+    assert not (result := torch_samples.compared(case, "train")), result
