@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
+from jaxarch.errors import UsageError
+
 Perm = tuple[int, ...] | None
 
 
@@ -18,6 +20,17 @@ class Module(nnx.Module):
     """
 
     LAYOUT: ClassVar[dict[str, Perm]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The call of a module that is written as torch's are: its `forward`.
+
+        Raises:
+            UsageError: the class has neither `__call__` nor `forward`.
+        """
+        forward = getattr(self, "forward", None)
+        if forward is None:
+            raise UsageError(f"{type(self).__name__} cannot be called: define __call__ or forward")
+        return forward(*args, **kwargs)
 
 
 class Buffer(nnx.Variable):
