@@ -1,5 +1,8 @@
 """Every module of torch.nn against PyTorch's own sample inputs, every option, in eval and train mode."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 from jaxtyping import config
@@ -12,6 +15,7 @@ from no_meaning import NO_MEANING
 # torch says at every build of an encoder that its inference fast path will not serve it.
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 
+SCRIPT = Path(__file__).parents[2] / "scripts/torch_nn.py"
 MODULES = list(torch_samples.INFOS)
 REFUSED = [name for name in MODULES if torch_samples.error_samples(name)]
 
@@ -27,13 +31,17 @@ def report(lines: list[str]) -> str:
     return "\n".join((f"{len(lines)} samples differ", *lines[:8]))
 
 
-def test_there_are_samples_of_every_module():
-    assert len(MODULES) == 114
-    assert (
-        sum(len(torch_samples.samples(name, mode)) for name in MODULES for mode in torch_samples.MODES)
-        == 3618
-    )
+def test_the_counts_in_the_documents_are_current():
+    """Those of scripts/torch_nn.py, if all agree that must; which `test_every_sample` shows."""
+    spec = importlib.util.spec_from_file_location("torch_nn", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    counts = script.counts(run=False)
+    assert script.sentence(counts).startswith(f"{len(MODULES)} of 114 modules")
+    assert sum(total for total, *_ in counts.values()) == 3618
     assert len(REFUSED) > 15
+    for path, text in script.updated(counts).items():
+        assert path.read_text() == text, f"{path.name} is stale: run scripts/torch_nn.py"
 
 
 @pytest.mark.parametrize("module", MODULES)
