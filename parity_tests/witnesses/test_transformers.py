@@ -22,11 +22,12 @@ from jaxarch.convert import load_state_dict
 from jaxarch.errors import DataError, UsageError
 from jaxarch.generate import translate
 from jaxarch.models import advanced_transformer as advanced
-from jaxarch.nn import efficient_attention as efficient
+from jaxarch.nn import long_attention
 from jaxarch.nn.kernels import lsh_attention, random_features
 from jaxarch.nn.kernels.random_features import favor_attention
 from jaxarch.parity.catalog_cases import unweighted
 from torchref.generate import translate as torch_translate
+from torchref.nn.long_attention import favor_attention as torch_favor
 
 REFUSED = (ValueError, IndexError)  # jaxarch's errors are ValueErrors
 
@@ -715,6 +716,45 @@ def test_performer_sums_its_features_causally():
         assert np.abs(np.asarray(g[:, :, :71])).min() > 0
 
 
+def favor_by_definition(q, k, v, w, mask, causal):
+    """The same estimate in logarithms, pair by pair."""
+    lq, lk = (
+        x @ w.T / x.shape[-1] ** 0.25 - (x**2).sum(-1, keepdims=True) / (2 * x.shape[-1] ** 0.5)
+        for x in (q, k)
+    )
+    scores = np.logaddexp.reduce(lq[:, :, :, None] + lk[:, :, None], -1)
+    seen = mask[:, None, None] & (np.tri(scores.shape[3], dtype=bool) if causal else True)
+    scores = np.where(seen, scores, -np.inf)
+    highest = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isinf(highest), 0, highest))
+    return weights @ v / np.maximum(weights.sum(-1, keepdims=True), np.finfo(float).tiny)
+
+
+@pytest.mark.parametrize(("scale", "causal"), [(1, True), (6, True), (100, False), (100, True)])
+def test_no_row_of_performer_underflows(scale, causal):
+    """At activations of 100 the features of two keys differ by factors of e^1000 and more, in float32 too."""
+    q, k, v = qkv(150, 150, scale=scale)
+    w = np.random.default_rng(0).normal(size=(8, q.shape[-1]))
+    mask = np.arange(150)[None] >= np.array([[0], [3]])  # without a key at first
+    expected = favor_by_definition(q, k, v, w, mask, causal)
+    assert causal == (not expected[1, :, :3].any())
+    arrays = [jnp.asarray(x) for x in (q, k, v, w, mask)]
+    assert error(favor(*arrays, causal), expected) < BOUND
+    tensors = [torch.tensor(x, requires_grad=x.dtype == float) for x in (q, k, v, w, mask)]
+    theirs = torch_favor(*tensors, causal)
+    assert error(theirs, expected) < BOUND
+    c = np.random.default_rng(2).normal(size=expected.shape)
+    theirs.backward(torch.tensor(c))
+    grads = jax.grad(lambda q, k, v: (favor(q, k, v, *arrays[3:], causal) * c).sum(), (0, 1, 2))(*arrays[:3])
+    # Where one key outweighs all others the gradients of q and k are rounding: they are measured by v's.
+    scale = float(jnp.linalg.norm(grads[2]))
+    assert all(error(a, x.grad, scale) < BOUND for a, x in zip(grads, tensors[:3], strict=True))
+    single = [x.astype(jnp.float32) if x.dtype == float else x for x in arrays]
+    y = np.asarray(favor(*single, causal))
+    sees = mask[:, None] & (np.tri(150, dtype=bool) if causal else True)
+    assert (np.abs(y).max(-1) > 0)[np.broadcast_to(sees.any(-1)[:, None], y.shape[:3])].all()
+
+
 X = np.random.default_rng(5).normal(size=(2, 13, 12))
 
 
@@ -786,7 +826,7 @@ def test_reformer(causal, width, parts):
     )
     columns = 3 if parts == 1 else 4
     rotations = np.asarray(j.rotations[...])[..., :columns].reshape(4, 3, parts, -1)
-    assert efficient.split_buckets(13, width) == rotations.shape[2:]
+    assert long_attention.split_buckets(13, width) == rotations.shape[2:]
     y = reformer_by_definition(q, v, rotations, width, mask, causal)
     want = np.asarray(j.w_o(jnp.asarray(y.transpose(0, 2, 1, 3).reshape(2, 13, 12))))
     assert error(got[mask], want[mask]) < BOUND
@@ -794,9 +834,9 @@ def test_reformer(causal, width, parts):
     assert error(sparse, y) > 1e-3  # the rounds do matter
     assert np.isfinite(np.asarray(run(j, X, np.zeros((2, 13), bool)))).all()
     for n in (1, 12, 13, 40, 500):
-        each, half = efficient.split_buckets(n, width)
+        each, half = long_attention.split_buckets(n, width)
         assert n / width <= (2 * half) ** each
-        assert each * half <= efficient.most_columns(500, width)
+        assert each * half <= long_attention.most_columns(500, width)
         assert half <= width
     # One chunk holds all: full attention but for itself.
     t, j = layers("ReformerAttention", 12, 3, bucket_size=16, n_hashes=2, max_len=20, causal=causal)
@@ -878,7 +918,7 @@ def test_mutants_of_efficient_attention_are_caught(mutant, monkeypatch):
     t, j = EFFICIENT[which]()
     mask = np.arange(13)[None] < np.array([[9], [13]])
     graph, params, rest = state.split(j)
-    module = next(m for m in (efficient, random_features, lsh_attention) if hasattr(m, name))
+    module = next(m for m in (long_attention, random_features, lsh_attention) if hasattr(m, name))
     monkeypatch.setattr(module, name, change(getattr(module, name)))
     y = jax.jit(lambda p, x: state.merge(graph, p, rest)(x, mask=jnp.asarray(mask)))(params, jnp.asarray(X))
     want = t(torch.tensor(X), mask=torch.tensor(mask)).detach().numpy()

@@ -111,18 +111,19 @@ def favor_attention(
     """An estimate of softmax(q k^T / sqrt(d)) v from random features; `mask` (B, Tk)."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     w = projection.to(dtype)
-    pq, pk = (log_features(x.to(dtype), w) for x in (q, k))
+    lq, lk = (log_features(x.to(dtype), w) for x in (q, k))
     if mask is not None:
-        pk = pk.masked_fill(~mask[:, None, :, None], -torch.inf)
-    # Constants per query, and one for all keys, cancel: they only keep exp in range.
-    pq = torch.exp(pq - pq.detach().amax(-1, keepdim=True))
-    pk = torch.exp(pk - pk.detach().amax((2, 3), keepdim=True).clamp(min=torch.finfo(dtype).min))
+        lk = lk.masked_fill(~mask[:, None, :, None], -torch.inf)
     v = v.to(dtype)
     if causal:
         if q.shape[2] != k.shape[2]:
             raise ValueError(f"causal attention of {q.shape[2]} queries needs as many keys, not {k.shape[2]}")
-        y, total = causal_sums(pq, pk, v)
+        y, total = causal_sums(lq, lk, v)
     else:
+        # A constant for each feature, taken from the keys and given to the queries, and one for each query cancel.
+        # With them the largest product of every query is 1, whatever the scale of the activations.
+        shift = highest(lk, 2)
+        pq, pk = torch.exp(lq + shift - highest(lq + shift, 3)), torch.exp(lk - shift)
         y = torch.einsum("bhqm,bhmd->bhqd", pq, torch.einsum("bhkm,bhkd->bhmd", pk, v))
         total = torch.einsum("bhqm,bhm->bhq", pq, pk.sum(2))[..., None]
     # Where every key is masked both sums are zero.
@@ -135,19 +136,77 @@ def log_features(x: Tensor, w: Tensor) -> Tensor:
     return torch.einsum("bhtd,md->bhtm", x, w) - 0.5 * (x**2).sum(-1, keepdim=True)
 
 
-def causal_sums(pq: Tensor, pk: Tensor, v: Tensor, width: int = 64) -> tuple[Tensor, Tensor]:
-    """Sums over the keys up to each query, of weights times values and of weights; chunk by chunk."""
-    state = torch.zeros(*pk.shape[:2], pk.shape[-1], v.shape[-1], dtype=v.dtype, device=v.device)
-    count = torch.zeros(*pk.shape[:2], pk.shape[-1], dtype=v.dtype, device=v.device)
-    ys, totals = [], []
-    for i in range(0, pq.shape[2], width):
-        q, k, x = (a[:, :, i : i + width] for a in (pq, pk, v))
-        near = torch.einsum("bhqm,bhkm->bhqk", q, k).tril()
-        ys.append(near @ x + torch.einsum("bhqm,bhmd->bhqd", q, state))
-        totals.append(near.sum(-1) + torch.einsum("bhqm,bhm->bhq", q, count))
-        state = state + torch.einsum("bhkm,bhkd->bhmd", k, x)
-        count = count + k.sum(2)
-    return torch.cat(ys, 2), torch.cat(totals, 2)[..., None]
+def highest(x: Tensor, axis: int) -> Tensor:
+    """The maximum over an axis, which stays as 1; a constant to the gradient, and finite."""
+    return x.detach().amax(axis, keepdim=True).clamp(min=torch.finfo(x.dtype).min)
+
+
+def causal_sums(lq: Tensor, lk: Tensor, v: Tensor, width: int = 64) -> tuple[Tensor, Tensor]:
+    """Sums over the keys up to each query, of weights times values and of weights, from logarithms of features.
+
+    The sums of a query are scaled by its largest product with a key up to it. Earlier chunks of `width` positions,
+    a power of two, are a state with the highest logarithm of each feature so far.
+    """
+    t, least = lq.shape[2], torch.finfo(lk.dtype).min
+    width = min(width, 1 << (t - 1).bit_length())
+    so_far = lk.detach().cummax(2).values
+    sees = (so_far > -torch.inf).any(3, keepdim=True)
+    lq = (lq - highest(lq + so_far, 3)).masked_fill(~sees, -torch.inf)
+    lq, lk = (F.pad(x, (0, 0, 0, -t % width), value=-torch.inf) for x in (lq, lk))
+    v = F.pad(v, (0, 0, 0, -t % width))
+    lq, lk, v = (x.unflatten(2, (-1, width)) for x in (lq, lk, v))
+    ys, totals = near_sums(lq, lk, v)
+    state = v.new_zeros(*lk.shape[:2], lk.shape[-1], v.shape[-1])
+    count = v.new_zeros(*lk.shape[:2], 1, lk.shape[-1])
+    shift = torch.full_like(count, least)
+    far: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for q, k, x in zip(lq.unbind(2), lk.unbind(2), v.unbind(2), strict=True):
+        pq = torch.exp(q + shift)
+        far[0].append(torch.einsum("bhqm,bhmd->bhqd", pq, state))
+        far[1].append(torch.einsum("bhqm,bhxm->bhqx", pq, count))
+        new_shift = torch.maximum(shift, highest(k, 2))
+        shrink, pk = torch.exp(shift - new_shift), torch.exp(k - new_shift)
+        state = state * shrink.transpose(2, 3) + torch.einsum("bhkm,bhkd->bhmd", pk, x)
+        count, shift = count * shrink + pk.sum(2, keepdim=True), new_shift
+    y, total = (a.flatten(2, 3) + torch.cat(b, 2) for a, b in zip((ys, totals), far, strict=True))
+    return y[:, :, :t], total[:, :, :t]
+
+
+def near_sums(lq: Tensor, lk: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`causal_sums` within chunks (..., w, m) whose width is a power of two.
+
+    The highest keys of a chunk scale its queries and keys, unless a later key is so much higher than those which a
+    query sees that their products would leave the range of the dtype.
+    """
+    shift = highest(lk, -2)
+    in_range = bool((lq + shift).max() < 0.7 * math.log(torch.finfo(lq.dtype).max))
+    return _at_once(lq, lk, v) if in_range else _by_halves(lq, lk, v)
+
+
+def _at_once(lq: Tensor, lk: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    shift = highest(lk, -2)
+    weights = torch.einsum("...qm,...km->...qk", torch.exp(lq + shift), torch.exp(lk - shift)).tril()
+    return weights @ v, weights.sum(-1, keepdim=True)
+
+
+def _by_halves(lq: Tensor, lk: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The queries of every second half, second and fourth quarter and so on meet the keys of the part before, all of
+    which they see: the highest of these keys scales both without loss.
+    """
+    total = torch.exp(lq + lk).sum(-1, keepdim=True)
+    y = total * v
+    half, width = 1, lq.shape[-2]
+    while half < width:
+        pairs = [x.unflatten(-2, (-1, 2, half)) for x in (lq, lk, v)]
+        queries, (keys, values) = pairs[0][..., 1, :, :], (x[..., 0, :, :] for x in pairs[1:])
+        shift = highest(keys, -2)
+        weights = torch.einsum("...qm,...km->...qk", torch.exp(queries + shift), torch.exp(keys - shift))
+        for_first = torch.zeros_like(values), torch.zeros_like(values[..., :1])
+        for_second = weights @ values, weights.sum(-1, keepdim=True)
+        both = (torch.stack(x, -3) for x in zip(for_first, for_second, strict=True))
+        y, total = (a + b.reshape(a.shape) for a, b in zip((y, total), both, strict=True))
+        half *= 2
+    return y, total
 
 
 def orthogonal_features(n_features: int, dim: int) -> Tensor:

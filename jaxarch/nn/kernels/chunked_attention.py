@@ -61,7 +61,9 @@ def chunked(
     return jnp.moveaxis(chunks, 0, 2).reshape(*q.shape[:2], -1, v.shape[-1])[:, :, :t]
 
 
-def to_chunks(x: Shaped[Array, "*shape"], axis: int, width: int, fill: int = 0) -> Shaped[Array, "n *chunk"]:
+def to_chunks(
+    x: Shaped[Array, "*shape"], axis: int, width: int, fill: int | float = 0
+) -> Shaped[Array, "n *chunk"]:
     """The chunks of an axis as a new first axis; the last chunk is padded with `fill`."""
     padding = -x.shape[axis] % width
     x = jnp.pad(x, [(0, padding if i == axis else 0) for i in range(x.ndim)], constant_values=fill)
