@@ -58,7 +58,9 @@ class _InstanceNorm(Module):
         else:
             n = math.prod(input.shape[1:-1])
             if n == 1:
-                raise DataError(f"instance norm needs more than 1 position per example, x is {input.shape}")
+                raise DataError(
+                    f"instance norm needs more than 1 position per example, the input is {input.shape}"
+                )
             mean = upcast.mean(axes, keepdims=True)
             var = jnp.square(upcast - mean).mean(axes, keepdims=True)
             if self.track_running_stats:

@@ -60,7 +60,9 @@ class BatchNorm(Module):
 
     def __call__(self, input: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         if input.ndim not in self.axes:
-            raise DataError(f"{type(self).__name__} takes {self.axes} axes, not x of shape {input.shape}")
+            raise DataError(
+                f"{type(self).__name__} takes {self.axes} axes, not an input of shape {input.shape}"
+            )
         check_channels(input, self.num_features)
         upcast = input.astype(accumulation_dtype(input.dtype))
         if self.track_running_stats and (self.use_running_average or self.frozen):
@@ -71,7 +73,7 @@ class BatchNorm(Module):
             n = math.prod(upcast.shape[i] for i in axes)
             if n == 1:
                 raise DataError(
-                    f"batch norm in train mode needs more than 1 value per channel, x is {input.shape}"
+                    f"batch norm in train mode needs more than 1 value per channel, the input is {input.shape}"
                     + (f" in {self.groups} groups" if self.groups > 1 else "")
                 )
             ones, zeros = (

@@ -27,7 +27,7 @@ class LocalResponseNorm(Module):
     def __call__(self, input: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         if input.ndim < 3:
             raise DataError(
-                f"LocalResponseNorm takes (B, ..., C) of 3 axes or more, not x of shape {input.shape}"
+                f"LocalResponseNorm takes (B, ..., C) of 3 axes or more, not an input of shape {input.shape}"
             )
         lone = (1,) * (input.ndim - 1)
         pads = ((0, 0),) * (input.ndim - 1) + ((self.size // 2, (self.size - 1) // 2),)

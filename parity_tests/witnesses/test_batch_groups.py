@@ -95,5 +95,5 @@ def test_groups_that_cannot_be():
     nn.set_batch_groups(norm, 4)
     with pytest.raises(DataError, match="6 rows cannot be split into 4"):
         norm(jnp.ones((6, 3)))
-    with pytest.raises(DataError, match=r"more than 1 value per channel, x is \(4, 3\) in 4 groups"):
+    with pytest.raises(DataError, match=r"more than 1 value per channel, the input is \(4, 3\) in 4 groups"):
         norm(jnp.ones((4, 3)))

@@ -1,5 +1,9 @@
 """Weight norm, spectral norm and orthogonal weights against torch's, new and old: keys, training, power iteration."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -271,3 +275,37 @@ def test_errors_name_the_culprit(call, message):
     with pytest.raises(UsageError, match=message):
         call(layer)
     assert set(to_state_dict(layer)) == {"weight", "bias"}
+
+
+SINGLE = """
+import jax.numpy as jnp, numpy as np, torch
+from flax import nnx
+from torch.nn.utils import parametrizations as theirs
+from jaxarch import nn
+from jaxarch.convert import load_state_dict, to_state_dict
+from jaxarch.nn.utils import parametrizations as ours
+
+rngs = nnx.Rngs(0)
+x, ids = np.ones((4, 5), np.float32), np.array([[1, 2, 2], [0, 4, 6]], np.int32)
+linear, single = torch.nn.Linear, lambda: nn.Linear(5, 3, rngs=rngs)
+options = {"max_norm": 1.0, "padding_idx": 2}
+for a, b, inputs in (
+    (theirs.weight_norm(linear(5, 3)), ours.weight_norm(single()), x),
+    (theirs.spectral_norm(linear(5, 3)), ours.spectral_norm(single(), rngs=rngs), x),
+    (theirs.orthogonal(linear(5, 3)), ours.orthogonal(single(), rngs=rngs), x),
+    (torch.nn.utils.spectral_norm(linear(5, 3)), nn.utils.spectral_norm(single(), rngs=rngs), x),
+    (torch.nn.EmbeddingBag(7, 5, **options), nn.EmbeddingBag(7, 5, **options, rngs=rngs), ids),
+    (torch.nn.BatchNorm1d(5, momentum=None), nn.BatchNorm1d(5, momentum=None), x),
+):
+    load_state_dict(b, a.state_dict())
+    expected, actual = a(torch.from_numpy(inputs)).detach().numpy(), b(jnp.asarray(inputs))
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+    a.load_state_dict({k: torch.from_numpy(v) for k, v in to_state_dict(b).items()})
+    for key, value in a.state_dict().items():
+        np.testing.assert_allclose(to_state_dict(b)[key], value.numpy(), atol=2e-6)
+"""
+
+
+def test_without_x64():
+    subprocess.run([sys.executable, "-c", SINGLE], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
