@@ -33,7 +33,7 @@ from jaxarch.handover.optimizer import (
 from jaxarch.spec import Recipe
 from jaxarch.train import checkpoint, tasks
 from jaxarch.train.plan import prepare
-from jaxarch.train.recipe import optimizers_of, schedule_of
+from jaxarch.train.recipe import optimizer_options, optimizers_of, schedule_of
 from jaxarch.train.step import TrainState, create_state
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
@@ -115,8 +115,8 @@ def to_torch_run(restored: checkpoint.Restored, target: Path) -> str:
     recipe = Recipe(**about["recipe"])
     task = tasks.task(recipe.task, **recipe.task_options)
     update, hyper = _single_update(recipe, task)
-    optimizers = optimizers_of(recipe, task)
     build = partial(checkpoint.build_model, about)
+    optimizers = optimizers_of(recipe, task, nnx.eval_shape(build))
     abstract = jax.eval_shape(lambda: create_state(build, task, optimizers, ema=recipe.ema > 0))
     opt_state = checkpoint.unflatten(abstract, restored.leaves).opt_state[update]
     tensors = to_torch(layout(restored.abstract()), {**restored.params, **restored.rest})
@@ -137,7 +137,7 @@ def _single_update(recipe: Recipe, task: tasks.Task) -> tuple[str, Hyper]:
         )
     (name,) = task.updates
     recipe = dataclasses.replace(recipe, **recipe.updates.get(name, {}))
-    options = {k: v for k, v in recipe.optimizer_options.items() if k not in ("groups", "max_grad_value")}
+    options = {k: v for k, v in optimizer_options(recipe).items() if k not in ("groups", "max_grad_value")}
     groups = recipe.optimizer_options.get("groups")
     return name, Hyper(recipe.optimizer, schedule_of(recipe), recipe.weight_decay or 0.0, groups, options)
 

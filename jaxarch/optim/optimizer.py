@@ -134,8 +134,9 @@ def _rule(
         arguments["weight_decay"] = weight_decay
     elif callable(weight_decay) or weight_decay != 0:
         raise UsageError(f"{optimizer} has no weight decay: set weight_decay to 0")
+    has_axes = "axes" in arguments
     arguments.pop("axes", None)
-    return named.build(TORCH_NAMES[optimizer], arguments, mask, axes)
+    return named.build(TORCH_NAMES[optimizer], arguments, mask, axes if has_axes else None)
 
 
 def _arguments(kind: str) -> dict[str, Any]:

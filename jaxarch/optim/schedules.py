@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import jax.numpy as jnp
 
@@ -148,6 +148,8 @@ def create_schedule(
     """
     if kind not in RECIPES:
         raise unknown("schedule", kind, SCHEDULES)
+    if not isinstance(learning_rate, int | float) or not 0 <= learning_rate < math.inf:
+        raise UsageError(f"learning_rate must not be negative, but a finite number, not {learning_rate!r}")
     if not 0 <= warmup_steps <= total_steps:
         raise UsageError(f"warmup_steps {warmup_steps} must be between 0 and steps {total_steps}")
     if warmup_steps and kind in OWN_WARMUP:
@@ -163,8 +165,28 @@ def create_schedule(
             options.setdefault(p.name, max(total_steps - warmup_steps, 1))
         elif p.default is p.empty and p.name not in options:
             raise UsageError(f"schedule {kind} needs {p.name}")
+        if p.name in options:
+            _check_type(kind, p, options[p.name])
     schedule = make(learning_rate, **options)
     if not warmup_steps:
         return schedule
     warmup = LambdaLR(learning_rate, lambda s: (s + 1) / warmup_steps)
     return lr_scheduler.SequentialLR([warmup, schedule], [warmup_steps])
+
+
+def _check_type(kind: str, parameter: inspect.Parameter, value: Any) -> None:
+    """Check an option's type against that of its parameter."""
+    types = get_args(parameter.annotation) or (parameter.annotation,)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if value is None and type(None) in types:
+        return
+    for known, words, holds in (
+        (bool, "True or False", isinstance(value, bool)),
+        (float, "a number", is_number),
+        (int, "an integer", is_number and isinstance(value, int)),
+        (str, "a name", isinstance(value, str)),
+    ):
+        if known in types and not holds:
+            raise UsageError(f"schedule {kind}: {parameter.name} must be {words}, not {value!r}")
+    if get_origin(parameter.annotation) is Sequence and not isinstance(value, list | tuple):
+        raise UsageError(f"schedule {kind}: {parameter.name} must be a list, not {value!r}")

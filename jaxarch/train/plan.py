@@ -102,7 +102,6 @@ def prepare(
     arguments = catalog.arguments(name, filled.variant, overrides)
     source = data.load(filled.data, out=out, arguments=arguments, options=filled.options)
     task = tasks.task(filled.task, label_smoothing=filled.label_smoothing or 0.0, **filled.task_options)
-    optimizers = optimizers_of(filled, task)
     sample = source.batch(filled.seed, 0, filled.batch_size)
 
     def build(weights: Flat) -> nnx.Module:
@@ -116,6 +115,7 @@ def prepare(
         return create_state(lambda: build(weights), task, optimizers, ema=filled.ema > 0)
 
     model = nnx.eval_shape(lambda: build({}))
+    optimizers = optimizers_of(filled, task, model)
     model.train()
     graph = split(model).graph
     model.eval()

@@ -5,9 +5,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+from flax import nnx
 from optax import GradientTransformation
 
 from jaxarch import catalog, optim
+from jaxarch.convert.layout import layout
 from jaxarch.errors import UsageError, unknown
 from jaxarch.spec import Page, Recipe
 from jaxarch.train import tasks
@@ -65,8 +67,14 @@ def recipe_of(
     return filled, overrides
 
 
-def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, GradientTransformation]:
+def optimizers_of(
+    recipe: Recipe, task: tasks.Task, model: nnx.Module | None = None
+) -> dict[str, GradientTransformation]:
     """The optimizer of each update of the task.
+
+    Args:
+        model: its structure, for optimizers that look at the order of a weight's axes (Muon, Adafactor); without it
+            matrices are taken as those of `nn.Linear`.
 
     Raises:
         UsageError: `updates` names no update of the task, or a field that updates cannot set.
@@ -77,6 +85,7 @@ def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, GradientTransfo
         for field in fields:
             if field not in UPDATE_FIELDS:
                 raise unknown(f"field of update {name}", field, UPDATE_FIELDS)
+    axes = None if model is None else {row.path: row.perm for row in layout(model)}
     optimizers = {}
     for name, update in task.updates.items():
         update_recipe = dataclasses.replace(recipe, **recipe.updates.get(name, {}))
@@ -85,9 +94,30 @@ def optimizers_of(recipe: Recipe, task: tasks.Task) -> dict[str, GradientTransfo
             learning_rate=repeated(schedule_of(update_recipe), update.times),
             weight_decay=update_recipe.weight_decay or 0.0,
             max_grad_norm=update_recipe.max_grad_norm or 0.0,
-            **update_recipe.optimizer_options,
+            axes=axes,
+            **optimizer_options(update_recipe, update.times),
         )
     return optimizers
+
+
+def optimizer_options(recipe: Recipe, times: int = 1) -> dict[str, Any]:
+    """The options of a recipe's optimizer, with the momentum that its schedule cycles.
+
+    Raises:
+        UsageError: the schedule cycles the momentum of an optimizer that has none.
+    """
+    options = dict(recipe.optimizer_options)
+    if (momentum := getattr(schedule_of(recipe), "momentum", None)) is None:
+        return options
+    known = optim.hyper_parameters(recipe.optimizer)
+    momentum = repeated(momentum, times)
+    if "betas" in known:
+        options["betas"] = (momentum, options.get("betas", known["betas"])[1])
+    elif "momentum" in known:
+        options["momentum"] = momentum
+    else:
+        raise UsageError(f"{recipe.optimizer} has no momentum: leave out cycle_momentum of {recipe.schedule}")
+    return options
 
 
 def page_optimizer(page: Page) -> GradientTransformation:

@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -93,26 +94,29 @@ def make_train_step(
     """
     optimizers = by_update(task, optimizers)
 
+    def loss_of_part(
+        trainable: Flat, update: Update, params: Flat, rest: Flat, batch: Batch, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Metrics, Flat, Flat]]:
+        """(loss, (metrics, what the call changed of parameters, the remaining state)) of a batch or a part of it."""
+        full_params = {**params, **trainable}
+        full_params = cast_to_bfloat16(full_params) if mixed_precision else full_params
+        model = merge(graph, full_params, rest)
+        watch: Any = monitor.watch(model, step) if monitor else contextlib.nullcontext()
+        with watch as zero_activations:
+            loss = update.loss(model, cast_to_bfloat16(batch) if mixed_precision else batch)
+        metrics: Metrics
+        loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
+        if monitor:
+            metrics = {**metrics, "monitor": {"zero_activations": zero_activations}}
+        changes = {k: v - full_params[k] for k, v in set_by_call(model, full_params).items()}
+        return loss.astype(accumulation_dtype(loss.dtype)), (metrics, changes, rest_of(model))
+
     def grads_of_part(
         update: Update, trainable: Flat, params: Flat, rest: Flat, batch: Batch, step: jax.Array
     ) -> tuple[Flat, Metrics, Flat, Flat]:
         """(grads, metrics, what the call changed of parameters, the remaining state) of a batch or a part of it."""
-
-        def loss_fn(trainable: Flat) -> tuple[jax.Array, tuple[Metrics, Flat, Flat]]:
-            full_params = {**params, **trainable}
-            full_params = cast_to_bfloat16(full_params) if mixed_precision else full_params
-            model = merge(graph, full_params, rest)
-            watch: Any = monitor.watch(model, step) if monitor else contextlib.nullcontext()
-            with watch as zero_activations:
-                loss = update.loss(model, cast_to_bfloat16(batch) if mixed_precision else batch)
-            metrics: Metrics
-            loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
-            if monitor:
-                metrics = {**metrics, "monitor": {"zero_activations": zero_activations}}
-            changes = {k: v - full_params[k] for k, v in set_by_call(model, full_params).items()}
-            return loss.astype(accumulation_dtype(loss.dtype)), (metrics, changes, rest_of(model))
-
-        (loss, (metrics, changes, rest)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        value_and_grad = jax.value_and_grad(loss_of_part, has_aux=True)
+        (loss, (metrics, changes, rest)), grads = value_and_grad(trainable, update, params, rest, batch, step)
         return grads, {"loss": loss, **metrics}, changes, rest
 
     def compute_grads(
@@ -121,8 +125,7 @@ def make_train_step(
         """(grads, metrics, changes, the remaining state), accumulated over the parts of the batch."""
         if accumulate == 1:
             return grads_of_part(update, trainable, params, rest, batch, step)
-        # Part i holds rows i, i + k, ...: each device contributes rows to every part.
-        parts = {k: v.reshape(-1, accumulate, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+        parts = parts_of(batch, accumulate)
         first = {k: v[0] for k, v in parts.items()}
         grads, metrics, changes, rest = grads_of_part(update, trainable, params, rest, first, step)
 
@@ -139,6 +142,17 @@ def make_train_step(
         grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
         return grads, metrics, changes, rest
 
+    def compute_loss(
+        trainable: Flat, update: Update, params: Flat, rest: Flat, batch: Batch, step: jax.Array
+    ) -> jax.Array:
+        """The loss of the batch, which L-BFGS evaluates at other parameters from the same remaining state."""
+
+        def next_part(rest: Flat, part: Batch) -> tuple[Flat, jax.Array]:
+            loss, (_, _, rest) = loss_of_part(trainable, update, params, rest, part, step)
+            return rest, loss
+
+        return jax.lax.scan(next_part, rest, parts_of(batch, accumulate))[1].mean()
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step, params, rest, opt_state = state.step, state.params, state.rest, dict(state.opt_state)
         metrics: Metrics = {}
@@ -150,12 +164,18 @@ def make_train_step(
                     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), draws)
                     update_batch, draws = task.draw(key, batch), draws + 1
                 trainable = trainable_params(params, update)
+                value_fn = partial(
+                    compute_loss, update=update, params=params, rest=rest, batch=update_batch, step=step
+                )
                 grads, update_metrics, changes, rest = compute_grads(
                     update, trainable, params, rest, update_batch, step
                 )
                 params = {**params, **{k: params[k] + v.astype(params[k].dtype) for k, v in changes.items()}}
                 trainable = {k: params[k] for k in trainable}
-                updates, opt_state[name] = optimizers[name].update(grads, opt_state[name], trainable)
+                optimizer = optax.with_extra_args_support(optimizers[name])
+                updates, opt_state[name] = optimizer.update(
+                    grads, opt_state[name], trainable, value=update_metrics["loss"], value_fn=value_fn
+                )
                 new_params = optax.apply_updates(trainable, updates)
                 if update.bound:
                     new_params = {k: jnp.clip(v, -update.bound, update.bound) for k, v in new_params.items()}
@@ -197,6 +217,14 @@ def make_eval_step(graph: nnx.GraphDef, task: Task) -> Callable[[Flat, Flat, Bat
 def by_update(task: Task, optimizers: Optimizers) -> Mapping[str, optax.GradientTransformation]:
     """The optimizer of each update; a single one is that of every update."""
     return optimizers if isinstance(optimizers, Mapping) else dict.fromkeys(task.updates, optimizers)
+
+
+def parts_of(batch: Batch, n: int) -> Batch:
+    """The n parts of a batch along a new leading axis.
+
+    Part i holds rows i, i + n, ...: each device contributes rows to every part.
+    """
+    return {k: v.reshape(-1, n, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
 
 
 def trainable_params(params: Flat, update: Update) -> Flat:
