@@ -32,6 +32,7 @@ from jaxarch.handover.optimizer import (
 )
 from jaxarch.spec import Recipe
 from jaxarch.train import checkpoint, tasks
+from jaxarch.train.former import with_current_slots
 from jaxarch.train.plan import prepare
 from jaxarch.train.recipe import optimizer_options, optimizers_of, schedule_of
 from jaxarch.train.step import TrainState, create_state
@@ -118,7 +119,9 @@ def to_torch_run(restored: checkpoint.Restored, target: Path) -> str:
     build = partial(checkpoint.build_model, about)
     optimizers = optimizers_of(recipe, task, nnx.eval_shape(build))
     abstract = jax.eval_shape(lambda: create_state(build, task, optimizers, ema=recipe.ema > 0))
-    opt_state = checkpoint.unflatten(abstract, restored.leaves).opt_state[update]
+    current = with_current_slots(restored.tensors, checkpoint.flatten(abstract))
+    leaves = {k: tensor.read() for k, tensor in current.items()}
+    opt_state = checkpoint.unflatten(abstract, leaves).opt_state[update]
     tensors = to_torch(layout(restored.abstract()), {**restored.params, **restored.rest})
     trainable = _trainable(torch_rows(build), task.updates[update].trains)
     state_dict = to_optimizer_state_dict(trainable, restored.params, opt_state, hyper)

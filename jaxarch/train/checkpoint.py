@@ -32,6 +32,7 @@ from jaxarch.files import first_line
 from jaxarch.peft import lora_layers, remove_lora
 from jaxarch.state import flat, make_rngs, split, update
 from jaxarch.train import finetune, tasks
+from jaxarch.train.former import with_current_slots
 
 FOLDER, BEST = "checkpoints", "best"
 # Names that groups of arrays had in older checkpoints.
@@ -127,6 +128,7 @@ def read(path: Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
         tensors = _current(tensors_of(reader))
         if like is None:
             return {k: v.read() for k, v in tensors.items()}
+        tensors = with_current_slots(tensors, like)
         for key, leaf in like.items():
             actual = tensors[key].info if key in tensors else None
             if actual != (expected := _info(leaf)):

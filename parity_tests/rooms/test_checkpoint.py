@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxarch import files
+from jaxarch import files, optim
+from jaxarch.convert.tensors import Tensor
 from jaxarch.errors import CheckpointError
 from jaxarch.train import checkpoint
+from jaxarch.train.former import with_current_slots
 
 ABOUT = {"name": "mlp", "variant": "tiny", "overrides": {}}
 
@@ -190,3 +192,37 @@ def test_stale_temporary_folders_are_cleaned_and_those_of_the_living_left(folder
     checkpoint.save(folder, 4, tree, ABOUT)
     assert checkpoint.steps(folder) == [2, 3, 4]
     assert list(folder.glob(".*")) == [alive]
+
+
+def as_former(leaves):
+    """The leaves of a state of AdamW as they were named: optax's chain of clipping, moments, decay and rate."""
+    names = {"slots/exp_avg/": "0/0/mu/", "slots/exp_avg_sq/": "0/0/nu/"}
+    renamed = {}
+    for key, value in leaves.items():
+        for new, old in names.items():
+            key = key.replace(new, old)
+        if key.endswith("1/count"):
+            renamed |= {
+                key.replace("1/count", "1/0/0/count"): value,
+                key.replace("1/count", "1/1/count"): value,
+            }
+        elif not key.endswith("scalars/step"):
+            renamed[key] = value
+    return renamed
+
+
+def test_former_optimizer_states_are_read():
+    """A checkpoint whose moments have optax's names gives the state of today, in every bit."""
+    rule = optim.create_optimizer("adamw", learning_rate=0.1, max_grad_norm=1.0)
+    params = {"a.weight": jnp.ones((2, 3)), "a.bias": jnp.ones(3)}
+    _, state = rule.update(params, rule.init(params), params)
+    leaves = checkpoint.flatten({"opt_state": {"model": state}, "params": params})
+    tensors = {k: Tensor.of(np.asarray(v)) for k, v in as_former(leaves).items()}
+    assert set(tensors) != set(leaves)
+    current = with_current_slots(tensors, leaves)
+    assert set(current) == set(leaves)
+    for key, value in leaves.items():
+        np.testing.assert_array_equal(current[key].read(), value)
+    assert set(with_current_slots({k: v for k, v in tensors.items() if "/mu/" not in k}, leaves)) < set(
+        leaves
+    )

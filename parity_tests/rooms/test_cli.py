@@ -197,7 +197,8 @@ def test_wheel_holds_the_pages(tmp_path):
     assert [r["name"] for r in json.loads(done.stdout)] == list(catalog.list_models())
 
 
-def test_readme_table_is_current():
-    command = [sys.executable, ROOT / "scripts/readme_table.py", "--check"]
+@pytest.mark.parametrize("script", ["readme_table", "optimizer_table"])
+def test_tables_are_current(script):
+    command = [sys.executable, ROOT / f"scripts/{script}.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as theirs
 from torch.optim import swa_utils as torch_swa
 
-from jaxarch import optim
+from jaxarch import nn, optim
 from jaxarch.errors import UsageError
 from jaxarch.optim import lr_scheduler, schedules, swa_utils
 from torchref import schedules as torch_schedules
@@ -271,6 +271,18 @@ def test_averaged_models(data):
             np.testing.assert_allclose(ours[k], v, rtol=1e-12)
     with pytest.raises(UsageError, match="decay"):
         swa_utils.get_ema_avg_fn(2.0)
+
+
+def test_batch_norms_without_momentum_average_as_update_bn_does():
+    batches = np.random.default_rng(0).normal(size=(3, 5, 4))
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(4)).double()
+    torch_swa.update_bn(torch.from_numpy(batches), model)
+    ours = nn.BatchNorm1d(4, momentum=None)
+    ours.train()
+    for batch in batches:
+        ours(jnp.asarray(batch))
+    np.testing.assert_allclose(ours.running_mean[...], model[0].running_mean, rtol=1e-12)
+    np.testing.assert_allclose(ours.running_var[...], model[0].running_var, rtol=1e-12)
 
 
 OPTIONS = {

@@ -420,7 +420,14 @@ def test_states_go_both_ways(sample):
     assert_same(torch_walk(*there, second, sparse), reloaded)
 
 
-@pytest.mark.parametrize("sample", [s for s, (name, _) in SAMPLES.items() if name == "LBFGS"])
+LBFGS_CASES = [
+    pytest.param(s, marks=[] if s in LAST else pytest.mark.slow)
+    for s, (n, _) in SAMPLES.items()
+    if n == "LBFGS"
+]
+
+
+@pytest.mark.parametrize("sample", LBFGS_CASES)
 def test_states_of_lbfgs_go_both_ways(sample):
     """With a history that has wrapped around."""
     kwargs = {**SAMPLES[sample][1], "history_size": 7, "max_iter": 4}
