@@ -40,12 +40,12 @@ def layout(model: nnx.Module) -> list[Row]:
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if isinstance(variable, nnx.RngState):
             continue
-        leaf, perm = _leaf(owners.get(path[:-1]), str(path[-1]), len(variable.shape))
+        leaf, perm = leaf_of(owners.get(path[:-1]), str(path[-1]), len(variable.shape))
         rows.append(Row(join((*path[:-1], leaf)), join(path), perm, isinstance(variable, nnx.Param)))
     return rows
 
 
-def _leaf(owner: Any, leaf: str, ndim: int) -> tuple[str, Perm]:
+def leaf_of(owner: Any, leaf: str, ndim: int) -> tuple[str, Perm]:
     """torch's name of a leaf and its permutation, chosen by the type of the layer that owns it."""
     match owner:
         case Module():

@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxarch import state
 from jaxarch.arrays import as_numpy
+from jaxarch.convert.aliases import alias_rows, without_aliases
 from jaxarch.convert.layout import Row, layout, to_torch_layout
 from jaxarch.convert.placement import place
 from jaxarch.convert.strict import differences, mismatch
@@ -23,7 +24,8 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     Args:
         model: any nnx module, with `jaxarch.nn` or Flax's own layers.
         state_dict: torch tensors, numpy arrays or `Tensor`s that are not loaded, by torch's keys. Floats are cast to
-            the model's dtype. Arrays keep their shardings.
+            the model's dtype. Arrays keep their shardings. Of a variable that the model holds under several paths one
+            key is enough; several must agree.
 
     Raises:
         ConversionError: keys are missing or unexpected (the nearest names are given), or a shape or kind
@@ -33,7 +35,9 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
         >>> model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
         >>> load_state_dict(model, torch.nn.Linear(4, 3).state_dict())
     """
-    state.update(model, placed(layout(model), state_dict, state.flat(nnx.state(model))))
+    rows = layout(model)
+    tensors = without_aliases(rows, alias_rows(model, rows), state_dict)
+    state.update(model, placed(rows, tensors, state.flat(nnx.state(model))))
 
 
 def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -45,7 +49,8 @@ def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
         >>> tensors = {k: torch.from_numpy(v) for k, v in to_state_dict(model).items()}
         >>> torch_model.load_state_dict(tensors, strict=True)
     """
-    arrays = to_torch(layout(model), state.flat(nnx.state(model)))
+    rows = layout(model)
+    arrays = to_torch([*rows, *alias_rows(model, rows)], state.flat(nnx.state(model)))
     if jax.config.read("jax_enable_x64"):
         return arrays
     return {k: v.astype(np.int64) if v.dtype == np.int32 else v for k, v in arrays.items()}

@@ -50,7 +50,7 @@ CHANGES = (
 
 
 class Outcome(NamedTuple):
-    """What a child did: the class and the text of its error, seconds of CPU, bytes of memory, and what it should not have."""
+    """What a child did: the class and the text of its error, seconds of CPU, bytes of memory, and misdeeds."""
 
     reader: str
     name: str

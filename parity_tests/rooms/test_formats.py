@@ -1,6 +1,7 @@
 """Every format of weights: read by slices bit for bit as its own library reads it, with a line for what is left out."""
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -374,3 +375,31 @@ def test_orbax_of_others(tmp_path):
     with open_tensors(tmp_path / "o") as reader:
         assert set(reader.infos) == {"params.Dense_0.kernel", "step"}
         assert same(reader.read("params.Dense_0.kernel"), np.asarray(held["params"]["Dense_0"]["kernel"]))
+
+
+def test_64_bits_without_x64(tmp_path):
+    """A user's process: nothing that is read or written passes through arrays of JAX, which have 32 bits there."""
+    code = (
+        "import sys; from pathlib import Path; import numpy as np; import jax\n"
+        "from jaxarch.convert.files import read_tensors, write_tensors\n"
+        "assert not jax.config.read('jax_enable_x64')\n"
+        "held = {'f': np.array([0.1, 1e300]), 'i': np.int64(2**40 + 7), 'u': np.array([2**64 - 1], np.uint64)}\n"
+        "held |= {'c': np.array([0.1 + 1e300j]), 'h': np.arange(3, dtype=np.int16)}\n"
+        "for suffix in ('.npz', '.pt', '.safetensors'):\n"
+        "    if suffix == '.safetensors': del held['c']\n"
+        "    write_tensors(Path(sys.argv[1]) / f'a{suffix}', held)\n"
+        "    again = read_tensors(Path(sys.argv[1]) / f'a{suffix}')\n"
+        "    assert again.keys() == held.keys()\n"
+        "    for k, v in held.items():\n"
+        "        assert (again[k].dtype, again[k].tobytes()) == (v.dtype, v.tobytes()), (suffix, k)\n"
+        "print('same')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.stdout == "same\n", done.stderr[-2000:]

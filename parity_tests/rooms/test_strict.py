@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxarch import state
+from jaxarch import nn, state
 from jaxarch.catalog import create_model
 from jaxarch.convert import load_state_dict, to_state_dict
 from jaxarch.convert.strict import Names, check_names, differences
@@ -115,3 +115,35 @@ def test_tensors_that_are_not_dense_are_named(weights):
     text = refusal(weights)
     assert "network.0.weight: a sparse, quantized, nested or meta tensor" in text
     assert "network.0.bias: a sparse" in text
+
+
+class Tied(nnx.Module):
+    """A model that holds a matrix under two paths, and a whole layer under two."""
+
+    def __init__(self, seed: int) -> None:
+        rngs = nnx.Rngs(seed)
+        self.embed = nn.Embedding(7, 4, rngs=rngs)
+        self.first = nn.Linear(4, 4, rngs=rngs)
+        self.second = self.first
+        self.head = nn.Embedding(7, 4, rngs=rngs)
+        self.head.weight = self.embed.weight
+
+
+def test_tied_weights_of_any_model():
+    first, second = Tied(0), Tied(1)
+    tensors = to_state_dict(first)
+    assert set(tensors) == {"embed.weight", "head.weight"} | {
+        f"{k}.{p}" for k in ("first", "second") for p in ("weight", "bias")
+    }
+    for absent in ([], ["head.weight"], ["embed.weight"], ["first.weight", "second.bias"]):
+        load_state_dict(second, {k: v for k, v in tensors.items() if k not in absent})
+        assert all(v.tobytes() == tensors[k].tobytes() for k, v in to_state_dict(second).items())
+        second = Tied(2)
+    with pytest.raises(ConversionError, match=r"missing: embed\.weight"):
+        load_state_dict(
+            second, {k: v for k, v in tensors.items() if not k.endswith(("embed.weight", "head.weight"))}
+        )
+    with pytest.raises(
+        ConversionError, match=r"(head|embed)\.weight differs from \w+\.weight, but the model ties them"
+    ):
+        load_state_dict(second, {**tensors, "head.weight": tensors["head.weight"] + 1})
