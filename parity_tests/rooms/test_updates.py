@@ -77,7 +77,9 @@ def test_a_checkpoint_of_an_earlier_version_resumes(adversaries, tmp_path):
     about = json.loads((middle / checkpoint.ABOUT).read_text())
     leaves = {re.sub("^ema_params/", "average/", k): v for k, v in checkpoint.read(middle).items()}
     checkpoint.write(middle, leaves, about)
-    assert any(k.startswith("average/") for k in json.loads((middle / checkpoint.SUMS).read_text())["arrays"])
+    assert any(
+        k.startswith("average/") for k in json.loads((middle / checkpoint.SUMS).read_text())["tensors"]
+    )
     again = short("conditional_generator", cut, settings=RIVALS, resume=True)
     assert again.history == adversaries.history
     for key, value in adversaries.state.ema_params.items():
