@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxarch.convert import dcp_folder, msgpack_file, npz_file, peft_folder
 from jaxarch.convert.dcp_folder import DcpReader
-from jaxarch.convert.manifest import read_manifest
+from jaxarch.convert.manifest import Manifest, read_manifest
 from jaxarch.convert.msgpack_file import MsgpackReader
 from jaxarch.convert.npz_file import NpzReader, NpzWriter
 from jaxarch.convert.orbax import OrbaxReader, is_orbax
@@ -102,16 +102,27 @@ def open_tensors(path: str | os.PathLike, part: str | None = None) -> TensorRead
         return PeftReader(path, open_tensors)
     if path.is_dir() and is_orbax(path):
         return OrbaxReader(path)
-    if path.is_dir():
-        entries = [path / name for name in ENTRIES if (path / name).is_file()]
-        if not entries:
-            raise ConversionError(f"{path} holds no weights; known: {', '.join(ENTRIES)}")
-        path = entries[0]
-    if not path.is_file():
-        raise ConversionError(f"{path}: no such file")
-    reader = _joined(path) if path.name.endswith(INDEX) else _single(path, part)
-    manifest = read_manifest(path)
-    return reader if manifest is None else VerifiedReader(reader, manifest, path)
+    entry = _entry(path)
+    if not entry.is_file():
+        raise ConversionError(f"{entry}: no such file")
+    reader = _joined(entry) if entry.name.endswith(INDEX) else _single(entry, part)
+    try:
+        manifest = manifest_of(path)
+        return reader if manifest is None else VerifiedReader(reader, manifest, entry)
+    except ConversionError:
+        reader.close()
+        raise
+
+
+def manifest_of(path: Path) -> Manifest | None:
+    """The hashes that were recorded as a file, shards or a folder of them were written, if there are any.
+
+    Raises:
+        ConversionError: they are damaged, or a folder holds no weights.
+    """
+    entry = _entry(path)
+    places = [entry.with_name(entry.name.removesuffix(INDEX)), *([path] if path.is_dir() else [])]
+    return next((m for p in places if (m := read_manifest(p)) is not None), None)
 
 
 def holds_tensors(folder: Path) -> bool:
@@ -156,6 +167,16 @@ def create_tensors(
     if path.suffix == npz_file.SUFFIX:
         return NpzWriter(path, infos, metadata)
     raise _unknown_suffix(path)
+
+
+def _entry(path: Path) -> Path:
+    """The file that is opened of a path: of a folder, the first that is known."""
+    if not path.is_dir():
+        return path
+    entries = [path / name for name in ENTRIES if (path / name).is_file()]
+    if not entries:
+        raise ConversionError(f"{path} holds no weights; known: {', '.join(ENTRIES)}")
+    return entries[0]
 
 
 def _single(path: Path, part: str | None = None) -> TensorReader:

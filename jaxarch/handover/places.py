@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxarch.convert.checkpoint_folder import ABOUT, open_checkpoint
 from jaxarch.convert.fetch import folder_of
-from jaxarch.convert.files import ENTRIES, open_tensors
+from jaxarch.convert.files import ENTRIES, manifest_of, open_tensors
 from jaxarch.convert.hub import PREFIX
 from jaxarch.convert.hub_config import CONFIG
 from jaxarch.convert.layout import layout
@@ -102,7 +102,7 @@ def open_place(text: str, stack: contextlib.ExitStack) -> Place:
         kind += f" in {len(shards)} shards"
     if path.is_dir() and (path / CONFIG).is_file():
         kind = f"Hugging Face folder, {kind}"
-    manifest = read_manifest(entry) or (read_manifest(path) if path.is_dir() else None)
+    manifest = manifest_of(path) if entry.is_file() else None
     return _place(kind, entry, reader, shards=shards, manifest=manifest)
 
 

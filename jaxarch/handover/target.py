@@ -21,6 +21,8 @@ from jaxarch.convert.hub import PREFIX, SHARD_BYTES, create_hub
 from jaxarch.convert.hub_config import CONFIG
 from jaxarch.convert.orbax import orbax_places
 from jaxarch.convert.report import Report
+from jaxarch.convert.safetensors_file import INDEX
+from jaxarch.convert.shards import shards_of
 from jaxarch.convert.store import StoreWriter
 from jaxarch.convert.tensors import Tensor, TensorReader, TensorWriter, tensors_of
 from jaxarch.convert.ties import same_bits
@@ -78,15 +80,17 @@ def check_target(path: Path, source: Path, *, force: bool) -> None:
     Raises:
         ConversionError: it exists and `force` is not set; it is the source; or it holds other things.
     """
-    if not path.exists() and not path.is_symlink():
+    if not path.exists() and not path.is_symlink() and not _index_of(path).exists():
         return
     if not force:
-        raise ConversionError(f"{path} exists: choose a new name, or --force to overwrite it")
+        raise ConversionError(
+            f"{path if path.exists() else _index_of(path)} exists: choose a new name, or --force to overwrite it"
+        )
     if source.exists() and (path.resolve() in (source.resolve(), *source.resolve().parents)):
         raise ConversionError(f"{path} is the source or holds it: choose another target")
     if path.is_dir() and any(path.iterdir()) and not any((path / m).exists() for m in _MARKS):
         raise ConversionError(f"{path} holds something else than weights: --force does not remove it")
-    if not path.is_dir() and not path.is_file():
+    if path.exists() and not path.is_dir() and not path.is_file():
         raise ConversionError(f"{path} is no regular file: choose another target")
 
 
@@ -139,12 +143,16 @@ def _write_file(target: str, source: Source, report: Report, how: Writing) -> No
     }
     mark = stream.fingerprint(source.path, how.settings, how.shard_bytes)
     infos = stream.infos_of(weights.tensors)
-    writer = create_tensors(target, infos, metadata, shard_bytes=how.shard_bytes, fingerprint=mark)
-    _copy(weights.tensors, writer, report)
     path = Path(target)
-    _verify(
-        path if path.exists() else path.with_name(f"{path.name}.index.json"), weights.tensors, report, how
-    )
+    index, old = _index_of(path), _files_of(path)
+    stamp = index.stat() if index.exists() else None
+    writer = create_tensors(path, infos, metadata, shard_bytes=how.shard_bytes, fingerprint=mark)
+    _copy(weights.tensors, writer, report)
+    is_sharded = index.exists() and index.stat() != stamp
+    entry = index if is_sharded else path
+    _verify(entry, weights.tensors, report, how)
+    for stale in old - ({entry, *(path.with_name(k) for k in shards_of(index))} if is_sharded else {path}):
+        stale.unlink(missing_ok=True)  # of what was overwritten
 
 
 def _write_hub(target: str, source: Source, report: Report, how: Writing) -> None:
@@ -225,6 +233,18 @@ _WRITERS: Mapping[str, Callable[[str, Source, Report, Writing], None]] = {
     RUN: _write_run,
     HUB: _write_hub,
 }
+
+
+def _index_of(path: Path) -> Path:
+    return path.with_name(path.name + INDEX)
+
+
+def _files_of(path: Path) -> set[Path]:
+    """The files of weights that lie at a target: itself, and the index with its shards."""
+    files, index = {path}, _index_of(path)
+    if index.is_file():
+        files |= {index, *(path.with_name(k) for k in shards_of(index))}
+    return {p for p in files if p.is_file()}
 
 
 def _copy(tensors: Mapping[str, Tensor], writer: TensorWriter, report: Report) -> None:

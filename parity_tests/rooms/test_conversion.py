@@ -293,6 +293,46 @@ def test_existing_targets_and_force(tmp_path, file, weights):
         conversion(str(file), str(tmp_path / "pipe.pt"), **MLP, force=True)
 
 
+def test_overwritten_shards_leave_nothing_behind(tmp_path, file, weights):
+    """One file over shards, shards over one file, fewer shards over more; each is an existing target before."""
+    target, index = tmp_path / "b.safetensors", tmp_path / "b.safetensors.index.json"
+    counts = []
+    for size in ("1KB", "2KB", None, "1KB"):
+        if counts:
+            with pytest.raises(ConversionError, match=r"b\.safetensors(\.index\.json)? exists"):
+                conversion(str(file), str(target), **MLP, shard_size=size)
+        conversion(str(file), str(target), **MLP, shard_size=size, force=True, verify=True)
+        assert target.exists() == (size is None) != index.exists()
+        assert same(read_tensors(index if size else target), weights)
+        counts.append(len(list(tmp_path.glob("b-*.safetensors"))))
+    assert counts[0] == counts[3] > counts[1] > counts[2] == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "shards", "hub"])
+def test_what_was_written_is_compared_when_it_is_read(tmp_path, weights, kind):
+    arguments = catalog.arguments("mlp", "tiny")
+    if kind == "hub":
+        arguments, weights = (
+            catalog.arguments("gpt2", "tiny"),
+            to_state_dict(catalog.create_model("gpt2", "tiny")),
+        )
+        write_hub(tmp_path / "a", "gpt2", arguments, weights)
+        path, damaged = tmp_path / "a", tmp_path / "a" / "model.safetensors"
+    else:
+        path = damaged = tmp_path / "a.safetensors"
+        write_tensors(path, weights, shard_bytes=1000 if kind == "shards" else None)
+        if kind == "shards":
+            path, damaged = (
+                tmp_path / "a.safetensors.index.json",
+                next(iter(tmp_path.glob("a-*.safetensors"))),
+            )
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(ConversionError, match="has other bytes than were written"):
+        read_tensors(path)
+
+
 def test_shards_dry_run_verify_and_json(tmp_path, file, weights, capsys):
     args = ["convert", str(file), str(tmp_path / "b.safetensors"), "--model", "mlp", "--variant", "tiny"]
     before = sorted(tmp_path.iterdir())
