@@ -12,6 +12,8 @@ from flax import nnx
 
 from comparison import BOUND, assert_close, error
 from jaxarch import diffusion, gan, nn, state
+from jaxarch.convert import load_state_dict
+from jaxarch.convert.layout import layout
 from jaxarch.convert.state_dict import to_torch
 from jaxarch.errors import DataError, UsageError
 from jaxarch.optim.optimizer import with_standard_promotion
@@ -184,6 +186,59 @@ def test_penalties_have_torchs_second_derivatives():
         if not dead.any():
             assert values.tolist() == [1.0, 0.0]
             assert all(not np.any(g) for g in gradients.values())
+
+
+def critics_with_state():
+    """A critic with batch norm and spectral norm, in torch and here, with the same weights."""
+    sizes = ((2, 3, 3, 1, 1), (3 * 25, 1))
+    theirs = torch.nn.Sequential(
+        reference_nn.SpectralConv2d(*sizes[0]),
+        torch.nn.BatchNorm2d(3),
+        torch.nn.Softplus(),
+        torch.nn.Flatten(),
+        reference_nn.SpectralLinear(*sizes[1]),
+    ).double()
+    ours = nn.Sequential(
+        nn.SpectralConv2d(*sizes[0], rngs=nnx.Rngs(0)),
+        nn.BatchNorm2d(3),
+        nn.Softplus(),
+        nn.Flatten(),
+        nn.SpectralLinear(*sizes[1], rngs=nnx.Rngs(0)),
+    )
+    load_state_dict(ours, theirs.state_dict())
+    return theirs.train(), ours
+
+
+@pytest.mark.parametrize("kind", ["gradient_penalty", "real_penalty"])
+def test_penalties_of_critics_with_state(kind):
+    """Value, second derivatives, running statistics and power iteration in train mode: after scores and a penalty."""
+    theirs, ours = critics_with_state()
+    ours.train()
+    arrays = (images(0), images(1), np.array([0.0, 0.3, 0.9, 1.0]))[: 3 if kind == "gradient_penalty" else 1]
+    graph, params, rest = state.split(ours)
+
+    @jax.jit
+    def run(params, *arrays):
+        def loss(params):
+            critic = state.merge(graph, params, rest)
+            return critic(arrays[0]).mean() + getattr(gan, kind)(critic, *arrays), state.rest_of(critic)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    given = [jnp.asarray(channels_last(a) if a.ndim == 4 else a) for a in arrays]
+    (value, new_rest), gradients = run(params, *given)
+    tensors = [torch.from_numpy(a) for a in arrays]
+    expected = theirs(tensors[0]).mean() + getattr(reference_gan, kind)(theirs, *tensors)
+    named = dict(theirs.named_parameters())
+    found = torch.autograd.grad(expected, list(named.values()), allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), found, strict=True)]
+    rows = layout(ours)
+    assert error(value, expected) < BOUND
+    assert_close(to_torch(rows, gradients), dict(zip(named, filled, strict=True)), scale=1e-3)
+    buffers = dict(theirs.named_buffers())
+    assert buffers["1.num_batches_tracked"] == 2
+    assert_close(to_torch([r for r in rows if not r.trainable], new_rest), buffers)
+    assert getattr(gan, kind)(ours, *given).shape == ()  # not compiled, too
 
 
 RIVALS = {

@@ -3,7 +3,6 @@ Gulrajani et al. 2017, arXiv:1704.00028."""
 
 import functools
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,22 +157,19 @@ def critic_loss(config: Config, model: Any, batch: Batch) -> LossOutput:
         loss = loss + (1 - config.real_target) * scores[0].mean()
     metrics = {"gap": scores[0].mean() - scores[1].mean()}
     if config.penalty:
-        penalty = slope_penalty(config, score, real, fake, batch["mix"])
+        penalty = slope_penalty(config, model.critic, real, fake, batch)
         loss, metrics = loss + config.penalty * penalty, {**metrics, "penalty": penalty}
     return loss, metrics
 
 
 def slope_penalty(
-    config: Config,
-    score: Callable[[Array], Array],
-    real: Float[Array, "b *s"],
-    fake: Float[Array, "b *s"],
-    mix: Float[Array, " b"],
+    config: Config, critic: Any, real: Float[Array, "b *s"], fake: Float[Array, "b *s"], batch: Batch
 ) -> Float[Array, ""]:
     """The penalty on the critic's gradient with respect to the image, where `penalty_at` says."""
+    inputs = condition(config, batch)
     if config.penalty_at == "between":
-        return gan.gradient_penalty(score, real, fake, mix)
-    return gan.real_penalty(score, real)
+        return gan.gradient_penalty(critic, real, fake, batch["mix"], *inputs)
+    return gan.real_penalty(critic, real, *inputs)
 
 
 def generator_loss(config: Config, model: Any, batch: Batch) -> LossOutput:
