@@ -182,11 +182,11 @@ class StoreWriter:
     def _start(self) -> Path:
         """The private folder: that of a dead process with the same content, or a new one."""
         folder = self._adopted()
+        self._stack.callback(files.discard, folder)
         size = sum(self._places.files.values())
         kept = sum(self.infos[k].nbytes for k in self._hashes)
         free = shutil.disk_usage(self.target.parent).free
         if size - kept + _HEADROOM > free:
-            files.discard(folder)
             raise ConversionError(
                 f"{self.target} needs {size - kept:,} bytes, the disk has {free:,} free: free space or choose another"
             )
@@ -195,7 +195,6 @@ class StoreWriter:
             self._places.prepare(folder)
             files.sync(folder)
             self._log({"fingerprint": self._fingerprint})
-        self._stack.callback(files.discard, folder)
         return folder
 
     def _adopted(self) -> Path:

@@ -16,6 +16,7 @@ from jaxarch.arrays import FLOAT4, FLOAT4_PAIRS
 from jaxarch.convert.store import Places, Segment
 from jaxarch.convert.tensors import TensorInfo
 from jaxarch.errors import ConversionError, require_torch
+from jaxarch.files import first_line
 
 
 def torch_places(path: Path, infos: Mapping[str, TensorInfo]) -> Places:
@@ -23,14 +24,17 @@ def torch_places(path: Path, infos: Mapping[str, TensorInfo]) -> Places:
 
     Raises:
         UsageError: torch is not installed.
-        ConversionError: torch has no such dtype.
+        ConversionError: torch has no such dtype, or the temporary folder takes no file of that length.
     """
     torch = require_torch(f"writing {path.name}")
     # torch aligns the records, so an archive of holes, which takes hardly any space, says where they begin.
-    with tempfile.TemporaryDirectory() as folder:
-        skeleton = Path(folder, path.name)  # the name is in the archive, too
-        _save(torch, skeleton, infos)
-        offsets, size = _offsets(torch, skeleton), skeleton.stat().st_size
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            skeleton = Path(folder, path.name)  # the name is in the archive, too
+            _save(torch, skeleton, infos)
+            offsets, size = _offsets(torch, skeleton), skeleton.stat().st_size
+    except OSError as e:
+        raise ConversionError(f"{path} could not be written: {first_line(e)}") from None
     segments = {k: [Segment(path.name, offsets[k], i.nbytes)] for k, i in infos.items()}
     return Places(
         segments,
@@ -49,7 +53,10 @@ def _save(torch: Any, path: Path, infos: Mapping[str, TensorInfo]) -> None:
 
     with FakeTensorMode(), torch.serialization.skip_data(materialize_fake_tensors=True):
         content = {k: torch.empty(_torch_shape(k, i), dtype=_dtype(torch, k, i)) for k, i in infos.items()}
-        torch.save(content, path)
+        try:
+            torch.save(content, path)
+        except RuntimeError as e:  # how torch reports a full disk
+            raise OSError(first_line(e)) from None
 
 
 def _offsets(torch: Any, path: Path) -> dict[str, int]:

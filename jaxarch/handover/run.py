@@ -20,7 +20,7 @@ from jaxarch.convert.layout import Row, layout
 from jaxarch.convert.state_dict import from_torch, to_torch
 from jaxarch.convert.torch_file import load_torch_file
 from jaxarch.errors import ConversionError, UsageError, require_torch
-from jaxarch.files import write_whole
+from jaxarch.files import locked, replacing, write_whole
 from jaxarch.handover.optimizer import (
     Hyper,
     check_groups,
@@ -125,8 +125,10 @@ def to_torch_run(restored: checkpoint.Restored, target: Path) -> str:
     tensors = to_torch(layout(restored.abstract()), {**restored.params, **restored.rest})
     trainable = _trainable(torch_rows(build), task.updates[update].trains)
     state_dict = to_optimizer_state_dict(trainable, restored.params, opt_state, hyper)
-    write_tensors(target / WEIGHTS, tensors)
-    write_whole(target / OPTIMIZER, lambda temporary: torch.save(state_dict, temporary))
+    with locked(target), replacing(target) as folder:
+        folder.mkdir()
+        write_tensors(folder / WEIGHTS, tensors)
+        write_whole(folder / OPTIMIZER, lambda temporary: torch.save(state_dict, temporary))
     what = f"{about['name']} {about['variant']}, {hyper.kind} at step {state_dict['step']}"
     omitted = "; left out: the moving average" if restored.ema_params else ""
     return f"{target}: {_summary(tensors)}, {what}{omitted}"

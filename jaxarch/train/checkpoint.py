@@ -259,15 +259,20 @@ class Restored:
         return dataclasses.replace(self, about=about, tensors=tensors)
 
 
-def load(path: Path) -> Restored:
+def load(path: Path, *, verify: bool = True) -> Restored:
     """A checkpoint by the folder of its run (the newest intact one), or by its own folder.
+
+    Args:
+        verify: compare all arrays with the manifest now; else each of a checkpoint that is given by its own folder when
+            it is first read, which then raises a ConversionError.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
     path = Path(path)
     if (path / ABOUT).is_file():
-        return _load(path, path.parent.parent if path.parent.name == FOLDER else path)
+        run = path.parent.parent if path.parent.name == FOLDER else path
+        return _load(path, run, verify=verify)
     folder = path / FOLDER
     if not steps(folder):
         raise CheckpointError(f"{path}: no checkpoint is there; give the folder that training wrote")
@@ -279,11 +284,11 @@ def load(path: Path) -> Restored:
     raise CheckpointError(f"{path}: every checkpoint is damaged")
 
 
-def _load(path: Path, run: Path) -> Restored:
+def _load(path: Path, run: Path, *, verify: bool = True) -> Restored:
     """A checkpoint whose arrays are all as they were written."""
     with _as_checkpoint_error():
         reader = open_checkpoint(path)
-        if isinstance(reader, VerifiedReader):
+        if verify and isinstance(reader, VerifiedReader):
             reader.verify()
         return Restored(run, path, _about(path), _current(tensors_of(reader)))
 

@@ -133,6 +133,16 @@ def test_an_edited_checkpoint_is_not_believed(tmp_path, arrays, fault):
         checkpoint.load(tmp_path / "1")
 
 
+def test_a_checkpoint_may_be_verified_as_it_is_read(tmp_path, arrays):
+    write(tmp_path / "1", arrays)
+    chunk = tmp_path / "1" / ARRAYS / "state" / "params/a.weight" / "0.0"
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    restored = checkpoint.load(tmp_path / "1", verify=False)
+    np.testing.assert_array_equal(restored.tensors["rest/small"].read(), arrays["rest/small"])
+    with pytest.raises(ConversionError, match=r"'params/a\.weight' has other bytes than were written"):
+        restored.tensors["params/a.weight"].read((slice(0, 1),))
+
+
 def old_form(path):
     """Give a checkpoint the manifest of earlier versions."""
     from jaxarch.convert.checkpoint_folder import _crc

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,22 @@ def test_a_disk_without_room_is_said_before_the_first_byte(tmp_path, tensors, mo
     with pytest.raises(ConversionError, match=r"needs 2,[\d,]+ bytes, the disk has 1,000,000 free"):
         write_tensors(tmp_path / "a.safetensors", tensors)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("jaxarch.convert.files._HELD_BYTES", 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(
+            ConversionError, match=r"(?i)could not be written: .*(too large|iostream)"
+        ) as error:
+            write_tensors(tmp_path / "folder" / name, {"a": np.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.*"))
 
 
 # ------------------------------------------------------------------------------------------ other processes
