@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,6 +207,8 @@ class StoreWriter:
                 stored = self._read_back(name) if name in self.infos else self._digest()
                 if stored.hexdigest() == digest:
                     self._hashes[name], self._crcs[name] = digest, stored.crc
+            rows = [{"fingerprint": self._fingerprint}, *self._hashes.items()]
+            files.write_text(folder / JOURNAL, _lines(rows))  # the last line of the old one may be cut off
         return folder
 
     def _journal(self, folder: Path) -> list[tuple[str, str]]:
@@ -221,7 +223,7 @@ class StoreWriter:
 
     def _log(self, *rows: Any) -> None:
         with open(self._folder / JOURNAL, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.write(_lines(rows))
             file.flush()
             os.fsync(file.fileno())
 
@@ -311,3 +313,7 @@ class StoreWriter:
         return ConversionError(
             f"{self.target} could not be written: {files.first_line(error)}; free space or change it"
         )
+
+
+def _lines(rows: Iterable[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

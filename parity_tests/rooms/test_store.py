@@ -271,6 +271,8 @@ def test_a_killed_write_is_continued_and_another_target_left_alone(tmp_path):
     assert not path.exists()
     (leftover,) = tmp_path.glob(".*.tmp*")
     flip(leftover / "a.safetensors", -1 - 3 * 8000)  # in t4, the last that was written
+    with open(leftover / "journal.jsonl", "a") as journal:
+        journal.write('["t5", "cut o')
     second = start(path, 8)
     out, err = second.communicate("")
     assert second.returncode == 0, err
