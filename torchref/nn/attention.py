@@ -70,7 +70,7 @@ class MultiHeadAttention(Module):
     query (B, Tq, D), key and value (B, Tk, D) -> (B, Tq, D); with `return_weights` also the weights after
     dropout (B, H, Tq, Tk); with `cache` also the cache that now holds the new keys. The mask is (B, Tk),
     (B, Tq, Tk) or broadcasts to (B, H, Tq, Tk). `attention_weights` are those of the last call, unless a fused
-    kernel computed it.
+    kernel or blocks computed it.
 
     attention_type:
         "relative": learned vectors for clipped distances, on keys and values (Shaw et al. 2018,
