@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from jaxarch import catalog, state
+from jaxarch.convert.aliases import alias_rows, without_aliases
 from jaxarch.convert.carried import FOLDER as BESIDE
 from jaxarch.convert.files import SUFFIXES, holds_tensors, open_tensors
 from jaxarch.convert.hub import PREFIX, read_hub
@@ -179,9 +180,9 @@ def _read_checkpoint(request: Request, report: Report) -> Source:
 
     def weights(report: Report) -> Weights:
         model = restored.abstract()
-        rows, like = layout(model), _leaves(model)
+        rows = layout(model)
         return _matched(
-            to_torch_tensors(rows, arrays), rows, like, request, report, about["name"], arguments, {}
+            to_torch_tensors(rows, arrays), rows, model, request, report, about["name"], arguments, {}
         )
 
     hub = about.get("hub", {})
@@ -231,8 +232,7 @@ def _read_hub_folder(request: Request, report: Report) -> Source:
 
     def weights(report: Report) -> Weights:
         model = _abstract(hub.name, variant, arguments)
-        rows, like = layout(model), _leaves(model)
-        return _matched(hub.tensors, rows, like, request, report, hub.name, arguments, metadata)
+        return _matched(hub.tensors, layout(model), model, request, report, hub.name, arguments, metadata)
 
     return Source(
         hub.name,
@@ -268,8 +268,8 @@ def _named_by_caller(request: Request, file: Path, folder: str, report: Report) 
 
     def weights(report: Report) -> Weights:
         abstract = _abstract(model, variant, overrides)
-        rows, like = layout(abstract), _leaves(abstract)
-        return _matched(tensors_of(reader), rows, like, request, report, model, arguments, metadata)
+        rows = layout(abstract)
+        return _matched(tensors_of(reader), rows, abstract, request, report, model, arguments, metadata)
 
     return Source(model, variant, overrides, weights, folder, request.path, metadata=metadata)
 
@@ -277,7 +277,7 @@ def _named_by_caller(request: Request, file: Path, folder: str, report: Report) 
 def _matched(
     tensors: Mapping[str, Tensor],
     rows: list[Row],
-    like: Mapping[str, Any],
+    model: nnx.Module,
     request: Request,
     report: Report,
     name: str,
@@ -285,10 +285,14 @@ def _matched(
     metadata: Mapping[str, str],
 ) -> Weights:
     """Every direction passes through one strict check of names, shapes and kinds of dtypes."""
+    aliases = alias_rows(model, rows)
+    if aliases:
+        kept = without_aliases(rows, aliases, tensors)
+        tensors = {k: t if isinstance(t, Tensor) else Tensor.of(t) for k, t in kept.items()}
     found = match(
         tensors,
         rows,
-        like,
+        _leaves(model),
         request.changes,
         report,
         name=name,
@@ -301,6 +305,8 @@ def _matched(
         if row.torch != ours.torch and row.path in found.leaves:
             del written[row.torch]
             written |= to_torch_tensors([ours], found.leaves)
+    written |= to_torch_tensors(aliases, found.leaves)
+    report.tied |= {a.torch: a.path for a in aliases}
     back = request.changes.rules_back(arguments)
     if back is not None:
         written = renamed(_by_names_of(back.number, rows, found.leaves, written), back, report)

@@ -137,6 +137,34 @@ def test_a_leaf_named_by_its_own_path(tmp_path, foreign):
     assert same(read_tensors(tmp_path / "d.pt"), foreign)
 
 
+ALIASED = """
+from flax import nnx
+
+
+class Net(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.fc = nnx.Linear(4, 3, rngs=rngs)
+        self.again = self.fc
+"""
+
+
+def test_a_layer_under_two_names(tmp_path):
+    """torch's state_dict has a key for each; either is enough, and both are written."""
+    (tmp_path / "own_aliased_model.py").write_text(ALIASED)
+    (tmp_path / "my.toml").write_text('class = "own_aliased_model:Net"\n\n[variants.small]\n')
+    layer = {"weight": np.arange(12, dtype=np.float32).reshape(3, 4), "bias": np.ones(3, np.float32)}
+    both = {f"{name}.{k}": v for name in ("fc", "again") for k, v in layer.items()}
+    for i, name in enumerate(("fc", "again", "")):
+        write_tensors(tmp_path / f"{i}.pt", {k: v for k, v in both.items() if k.startswith(name)})
+        conversion(str(tmp_path / f"{i}.pt"), str(tmp_path / f"{i}"), model=str(tmp_path / "my.toml"))
+        report = conversion(str(tmp_path / f"{i}"), str(tmp_path / f"{i}.safetensors"))
+        assert same(read_tensors(tmp_path / f"{i}.safetensors"), both)
+        assert len(report.tied) == 2
+    write_tensors(tmp_path / "bad.pt", {**both, "again.bias": layer["bias"] + 1})
+    with pytest.raises(ConversionError, match="but the model ties them"):
+        conversion(str(tmp_path / "bad.pt"), str(tmp_path / "x"), model=str(tmp_path / "my.toml"))
+
+
 def test_a_constant_that_is_another_is_refused(tmp_path, foreign):
     foreign["mask"][0, 1] = True
     write_tensors(tmp_path / "bad.safetensors", foreign)
