@@ -286,6 +286,10 @@ def test_what_has_no_meaning_is_not_stale():
             ten_steps(*SAMPLES[sample])
 
 
+# Where torch's implementations differ from one another: the foreach one of ASGD does not keep its rate in float32.
+UNLIKE = (("ASGD", "foreach"),)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in DB if n not in ("LBFGS", "Muon", "SparseAdam")])
 @pytest.mark.parametrize("switch", ["foreach", "differentiable", "capturable", "fused"])
@@ -303,7 +307,12 @@ def test_implementations_of_torch_are_one_here(name, switch):
     if switch == "foreach" or (switch == "fused" and "cpu" in DB[name].supports_fused_on):
         parameters = {k: torch.tensor(v, requires_grad=True) for k, v in start.items()}
         optimizer = getattr(torch.optim, name)(list(parameters.values()), **options, **{switch: True})
-        assert_same(ours, torch_walk(optimizer, parameters, gradients))
+        theirs = torch_walk(optimizer, parameters, gradients)
+        if (name, switch) in UNLIKE:
+            with pytest.raises(AssertionError):
+                assert_same(ours, theirs)
+        else:
+            assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["Adam", "SGD", "Rprop", "ASGD", "Adagrad"])
