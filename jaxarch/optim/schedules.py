@@ -176,6 +176,12 @@ def create_schedule(
 
 def _check_type(kind: str, parameter: inspect.Parameter, value: Any) -> None:
     """Check an option's type against that of its parameter."""
+    if get_origin(parameter.annotation) is Sequence:
+        integers = int in get_args(parameter.annotation)
+        if not isinstance(value, list | tuple) or (integers and not all(type(v) is int for v in value)):
+            words = "a list of integers" if integers else "a list"
+            raise UsageError(f"schedule {kind}: {parameter.name} must be {words}, not {value!r}")
+        return
     types = get_args(parameter.annotation) or (parameter.annotation,)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if value is None and type(None) in types:
@@ -188,5 +194,3 @@ def _check_type(kind: str, parameter: inspect.Parameter, value: Any) -> None:
     ):
         if known in types and not holds:
             raise UsageError(f"schedule {kind}: {parameter.name} must be {words}, not {value!r}")
-    if get_origin(parameter.annotation) is Sequence and not isinstance(value, list | tuple):
-        raise UsageError(f"schedule {kind}: {parameter.name} must be a list, not {value!r}")

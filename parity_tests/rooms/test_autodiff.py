@@ -309,7 +309,7 @@ def test_a_monitored_step_knows_its_modules():
     )
     monitor = autodiff.AutogradMonitor(model)
     advance = step.make_train_step(graph, tasks.task("classification"), optimizer, monitor=monitor)
-    batch = {"x": -jnp.ones((2, 4)) * params["0.weight"].sum(1), "label": jnp.zeros(2, int)}
+    batch = {"input": -jnp.ones((2, 4)) * params["0.weight"].sum(1), "label": jnp.zeros(2, int)}
     found = autodiff.first_anomaly(advance, now, batch)
     assert (found.primitive, found.module, found.phase) == ("log", "1.0", "forward")
     assert "log(x)" in line_of(found)

@@ -115,7 +115,12 @@ def test_the_encoder_convolves_the_graph():
     def found(both):
         z = model.encode(both)
         h = model.activation(model.conv1(eye, edges))
-        return z[1], model.conv2(h, edges) + model.own(eye), model(both)[:, 2], generator(z[:, 2, None] * z)
+        return (
+            z[1],
+            model.conv2(h, edges) + model.own(eye),
+            model(both)[:, 2],
+            generator(z[:, 2, None] * z)[1],
+        )
 
     z, wanted, seen, product = found(both)
     np.testing.assert_allclose(z, wanted, rtol=1e-10)

@@ -272,6 +272,9 @@ def test_permutations(model):
     graph, params, rest = state.split(net)
     run = jax.jit(lambda inputs: state.merge(graph, params, rest)(**inputs))
     y, z = run(inputs), run(permuted(inputs, order, edges))
+    if isinstance(y, tuple):
+        (nodes, y), (renamed, z) = y, z
+        np.testing.assert_allclose(renamed, nodes[order], atol=1e-13)
     expected = y if "n_node" in inputs else y[order] if y.shape[1] != count else y[order][:, order]
     np.testing.assert_allclose(z, expected, atol=1e-13)
     assert "n_node" in inputs or not np.allclose(z, y)
