@@ -334,7 +334,7 @@ def test_each_switch_changes_what_it_names():
         for model, made in ((t, tnn.Activation(name)), (j, built.encoder.layers[0].ff[1])):
             model.encoder.layers[0].ff[1] = made
         assert error(np.asarray(j(jnp.asarray(IDS))), t(torch.tensor(IDS))) < BOUND
-        seen.append(np.asarray(nn.get_activation(name)(jnp.linspace(-30, 30, 61))))
+        seen.append(np.asarray(nn.get_activation(name)(jnp.linspace(-30, 30, 241))))
     # swish is silu, and celu is elu with alpha 1; all others differ.
     assert len({x.tobytes() for x in seen}) == len(seen) - 2
 
