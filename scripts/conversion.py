@@ -120,8 +120,6 @@ def measured(task: str, source: str, target: str, settings: dict[str, int]) -> d
     call = functools.partial(convert, source, target, settings)
     if task == "baseline":
         call = functools.partial(baseline, Path(source), Path(target))
-    else:
-        pass
     start = time.perf_counter()
     with PeakMemory() as peak:
         call()
