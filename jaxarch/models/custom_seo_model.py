@@ -3,7 +3,6 @@
 Vaswani et al. 2017, arXiv:1706.03762.
 """
 
-import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -41,8 +40,4 @@ def create_custom_model(
     """The model of a config, or of a model_name, num_classes (2 if not given) and CustomModelConfig's settings."""
     if num_classes is not None:
         settings["num_classes"] = num_classes
-    if isinstance(config, str):
-        config = CustomModelConfig(config, **{"num_classes": 2, **settings})
-    elif settings:
-        config = dataclasses.replace(config, **settings)
-    return CustomSEOModel(config, rngs=rngs)
+    return CustomSEOModel(nn.text_config(config, **settings), rngs=rngs)

@@ -257,7 +257,7 @@ from jaxarch.nn.style import (
     blur_upsample,
     normalize_second_moment,
 )
-from jaxarch.nn.text_encoder import CustomModelConfig, TextEncoder
+from jaxarch.nn.text_encoder import CustomModelConfig, TextEncoder, text_config
 from jaxarch.nn.transformer import TransformerBlock, TransformerBlockConfig
 from jaxarch.nn.unpool import (
     MaxUnpool1d,

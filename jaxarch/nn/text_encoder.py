@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flax import nnx
@@ -129,6 +129,13 @@ class CustomModelConfig:
             gradient_checkpointing=self.gradient_checkpointing,
             rngs=rngs,
         )
+
+
+def text_config(config: CustomModelConfig | str, **settings: Any) -> CustomModelConfig:
+    """A config with other settings, or one of a model_name and its settings; num_classes is 2 if not given."""
+    if isinstance(config, str):
+        return CustomModelConfig(config, **{"num_classes": 2, **settings})
+    return replace(config, **settings)
 
 
 def initialize_linears(module: Module, name: str, *, rngs: nnx.Rngs) -> None:

@@ -3,7 +3,6 @@
 Vaswani et al. 2017, arXiv:1706.03762; learned weights of the losses: Kendall et al. 2018, arXiv:1705.07115.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,8 +134,4 @@ def create_multi_task_model(
     `settings` may have `uncertainty_weighting`.
     """
     learned = settings.pop("uncertainty_weighting", False)
-    if isinstance(config, str):
-        config = CustomModelConfig(config, **{"num_classes": 2, **settings})
-    elif settings:
-        config = dataclasses.replace(config, **settings)
-    return CustomMultiTaskSEOModel(config, task_configs, learned)
+    return CustomMultiTaskSEOModel(nn.text_config(config, **settings), task_configs, learned)

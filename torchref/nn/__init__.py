@@ -99,7 +99,7 @@ from torchref.nn.style import (
     blur_upsample,
     normalize_second_moment,
 )
-from torchref.nn.text_encoder import CustomModelConfig, TextEncoder
+from torchref.nn.text_encoder import CustomModelConfig, TextEncoder, text_config
 from torchref.nn.transformer import TransformerBlock, TransformerBlockConfig
 from torchref.nn.vision import (
     CBAM,

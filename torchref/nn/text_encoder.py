@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -117,6 +117,13 @@ class CustomModelConfig:
             initialization=self.initialization_method,
             gradient_checkpointing=self.gradient_checkpointing,
         )
+
+
+def text_config(config: CustomModelConfig | str, **settings: Any) -> CustomModelConfig:
+    """A config with other settings, or one of a model_name and its settings; num_classes is 2 if not given."""
+    if isinstance(config, str):
+        return CustomModelConfig(config, **{"num_classes": 2, **settings})
+    return replace(config, **settings)
 
 
 def initialize_linears(module: Module, name: str) -> None:
